@@ -1,0 +1,32 @@
+// A field table describes every key of a plain config struct: name, meaning, unit, default, bounds.
+//
+// Each layer owns its struct and its table; only server/config reads files. The default of a field
+// is the value in a default-constructed struct. Supported kinds: bool, int64_t, double,
+// std::string, std::vector<std::string>.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+namespace lacuna {
+
+template <typename Config>
+struct Field final {
+  using Member = std::variant<bool Config::*, int64_t Config::*, double Config::*,
+                              std::string Config::*, std::vector<std::string> Config::*>;
+  std::string_view name;     // "queue_len_max"; units last
+  std::string_view meaning;  // one sentence
+  Member member;
+  double min = -std::numeric_limits<double>::infinity();  // numbers; string and list: length
+  double max = std::numeric_limits<double>::infinity();
+  std::vector<std::string_view> choices = {};  // strings: the allowed values, empty for any
+};
+
+// "got X, need Y" parts shared by every checker; the caller prefixes file and key.
+std::string NeedRange(double min, double max);  // "a number from 1 to 8"
+
+}  // namespace lacuna
