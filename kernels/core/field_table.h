@@ -23,7 +23,7 @@ struct Field final {
   Member member;
   double min = -std::numeric_limits<double>::infinity();  // numbers; string and list: length
   double max = std::numeric_limits<double>::infinity();
-  std::vector<std::string_view> choices = {};  // strings: the allowed values, empty for any
+  std::string_view choices = "";  // strings: "auto|cpu|cuda"; empty for any
 };
 
 // "got X, need Y" parts shared by every checker; the caller prefixes file and key.

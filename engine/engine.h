@@ -1,0 +1,87 @@
+// Engine: owns the loop and its thread; the only mutator of sequences and pages. SEAM.
+//
+// One breath: take messages -> plan (pure) -> commit pages -> run -> commit results -> emit ->
+// retire. It never blocks on a client, a file or a lock that a client thread holds for long.
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "engine/engine_config.h"
+#include "engine/event.h"
+#include "engine/execute/step_batch.h"
+#include "engine/request.h"
+#include "engine/stats.h"
+#include "kernels/core/clock.h"
+#include "kernels/core/status.h"
+#include "kvcache/kv_config.h"
+#include "kvcache/pages/kv_group.h"
+
+namespace lacuna::engine {
+
+class EventQueue;  // engine/event_queue.h
+
+// The consumer's end of one request. Destroying it before the terminal event cancels the request.
+class RequestStream final {
+ public:
+  RequestStream(std::shared_ptr<EventQueue> queue, RequestId id);
+  ~RequestStream();
+  RequestStream(RequestStream&&) noexcept;
+  RequestStream& operator=(RequestStream&&) noexcept;
+
+  RequestId id() const { return id_; }
+  // The next event, or nothing when none is ready.
+  std::optional<Event> Poll();
+  // Blocks until an event is ready or `until` has passed.
+  std::optional<Event> Wait(TimePoint until);
+  // Readable (as an eventfd) while events are ready; for an event loop. Owned by the stream.
+  int fd() const;
+  // A message to the engine, seen at the next step border; the terminal event still comes.
+  void Cancel();
+
+ private:
+  std::shared_ptr<EventQueue> queue_;
+  RequestId id_;
+};
+
+struct EngineParts final {
+  std::unique_ptr<StepRunner> runner;
+  std::vector<kvcache::KvGroup> groups;
+  std::vector<int64_t> group_pages;  // pages in each group's pool, fixed
+  int64_t page_tokens = 64;
+  bool prefix_cache = true;
+  int64_t vocab_size = 0;
+  int64_t context_tokens_max = 0;
+  std::vector<TokenId> eos;
+  const Clock* clock = nullptr;
+};
+
+class Engine final {
+ public:
+  static Result<std::unique_ptr<Engine>> Create(const EngineConfig& config, EngineParts parts);
+  ~Engine();  // Stop()
+
+  // Any thread. kTooLong: can never fit; kExhausted: the queue is full; kUnavailable: draining.
+  Result<RequestStream> Submit(Request request);
+  void Start();  // starts the loop's thread
+  // One turn of the loop on the caller's thread instead (tests and the simulator); false when idle.
+  bool StepOnce();
+  void Drain();  // stop intake; running requests go on
+  bool Idle() const;
+  // Fails what is left (kUnavailable), joins the thread.
+  void Stop();
+
+  const EngineStats& stats() const;
+  std::vector<PageCounts> page_counts() const;  // one per KvGroup
+  bool healthy() const;                         // false after a device error
+  int64_t context_tokens_max() const;
+
+ private:
+  class Loop;
+  explicit Engine(std::unique_ptr<Loop> loop);
+  std::unique_ptr<Loop> loop_;
+};
+
+}  // namespace lacuna::engine
