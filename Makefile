@@ -1,0 +1,87 @@
+# The front door. `make run` serves the embedded model, `make test` runs every test.
+# Each target first installs the Debian 12 packages it lacks; LACUNA_NO_INSTALL=1 only names them.
+
+SHELL := /bin/bash
+JOBS ?= $(shell nproc)
+
+BUILD_PACKAGES := g++ cmake ninja-build ccache mold pkg-config libdnnl-dev libhwy-dev \
+  libboost1.81-dev libssl-dev libgrpc++-dev libprotobuf-dev protobuf-compiler \
+  protobuf-compiler-grpc nlohmann-json3-dev libspdlog-dev libcli11-dev prometheus-cpp-dev \
+  libonig-dev libicu-dev
+TEST_PACKAGES := libgtest-dev libgmock-dev clang libclang-rt-14-dev curl
+LINT_PACKAGES := clang-format clang-tidy
+# Any node and npm on the PATH will do; Debian's are taken only when there are none.
+NODE_PACKAGES := $(if $(shell command -v npm),,nodejs npm)
+
+# $(call packages,LIST): installs those of LIST that are missing, as root or through sudo.
+define packages
+@missing=$$(for p in $(1); do \
+    dpkg-query -W -f='$${db:Status-Status}\n' $$p 2>/dev/null | grep -qx installed || echo $$p; \
+  done | xargs); \
+if [ -n "$$missing" ]; then \
+  if [ -n "$$LACUNA_NO_INSTALL" ]; then echo "missing Debian packages: $$missing"; exit 1; fi; \
+  root=$$([ $$(id -u) = 0 ] || echo sudo); \
+  echo "installing Debian packages: $$missing"; \
+  $$root apt-get update -q && \
+  $$root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; \
+fi
+endef
+
+.PHONY: help build run test test-unit test-e2e test-sanitize test-fuzz test-cuda lint format \
+  packages packages-test
+
+help:  ## What each target does
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+packages:
+	$(call packages,$(BUILD_PACKAGES))
+
+packages-test: packages
+	$(call packages,$(TEST_PACKAGES) $(NODE_PACKAGES))
+
+build: packages  ## Release build into build/release
+	cmake --preset release -DLACUNA_TESTS=OFF
+	cmake --build build/release -j $(JOBS) --target lacuna
+
+run: build  ## Serve the embedded model; ARGS="--port 8000 ..." go to `lacuna serve`
+	build/release/lacuna serve $(ARGS)
+
+test: test-unit test-e2e test-sanitize test-fuzz  ## Every test
+
+test-unit: packages-test  ## Release build and its unit tests
+	cmake --preset release -DLACUNA_TESTS=ON
+	cmake --build build/release -j $(JOBS)
+	ctest --test-dir build/release --output-on-failure
+
+test-e2e: packages-test  ## The server as its users see it: real HTTP and gRPC clients
+	cmake --preset release -DLACUNA_TESTS=ON
+	cmake --build build/release -j $(JOBS) --target lacuna
+	cd tests/e2e && npm ci --no-audit --no-fund --silent
+	LACUNA_BIN=$(CURDIR)/build/release/lacuna node --test tests/e2e/
+
+test-sanitize: packages-test  ## Unit tests under ASan+UBSan, the engine loop under TSan
+	cmake --preset dev
+	cmake --build build/dev -j $(JOBS)
+	ctest --test-dir build/dev --output-on-failure
+	cmake --preset tsan
+	cmake --build build/tsan -j $(JOBS)
+	ctest --test-dir build/tsan --output-on-failure
+
+test-fuzz: packages-test  ## Each fuzz target for FUZZ_SECONDS (10) from its corpus
+	cmake --preset fuzz
+	cmake --build build/fuzz -j $(JOBS)
+	tests/fuzz/run.sh build/fuzz $${FUZZ_SECONDS:-10}
+
+test-cuda:  ## Needs the CUDA backend, which is not in this version
+	@echo "make test-cuda: this version of Lacuna has no CUDA backend"; exit 2
+
+lint: packages-test  ## clang-format and clang-tidy over the tree
+	$(call packages,$(LINT_PACKAGES))
+	git ls-files '*.h' '*.cc' | xargs clang-format --dry-run --Werror
+	cmake --preset release -DLACUNA_TESTS=ON
+	git ls-files 'kernels/*.cc' 'kvcache/*.cc' 'engine/*.cc' 'server/*.cc' 'bench/*.cc' | \
+	  xargs -P $(JOBS) -n 4 clang-tidy -p build/release --quiet --warnings-as-errors='*'
+
+format:  ## Formats every source file
+	$(call packages,$(LINT_PACKAGES))
+	git ls-files '*.h' '*.cc' | xargs clang-format -i
