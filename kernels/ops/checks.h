@@ -1,0 +1,24 @@
+// The shape checkers behind ops.h, one per op. `act` is the activation type of the backend.
+// Pure functions of the argument struct; they read no tensor contents. Any thread.
+#pragma once
+
+#include "kernels/core/dtype.h"
+#include "kernels/core/status.h"
+#include "kernels/ops/args.h"
+#include "kernels/ops/attention.h"
+
+namespace lacuna::kernels {
+
+Status Check(const EmbedArgs& args, DType act);
+Status Check(const RmsNormArgs& args, DType act);
+Status Check(const MatmulArgs& args, DType act);
+Status Check(const RopeArgs& args, DType act);
+Status Check(const GatedActivationArgs& args, DType act);
+Status Check(const GatherRowsArgs& args, DType act);
+Status Check(const SoftcapArgs& args, DType act);
+Status Check(const AppendKvArgs& args, DType act);
+Status Check(const AttendDecodeArgs& args, DType act);
+Status Check(const AttendPrefillArgs& args, DType act);
+Status CheckWeight(const TensorView& weight);
+
+}  // namespace lacuna::kernels
