@@ -36,6 +36,8 @@ class Sampler final {
   void Accept(TokenId token);
 
  private:
+  void Penalize(std::span<float> logits) const;
+
   SamplingParams params_;
   std::vector<TokenId> barred_early_;  // eos and stop tokens, until min_tokens
   std::unordered_map<TokenId, int32_t> output_count_;
