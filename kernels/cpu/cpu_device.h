@@ -1,0 +1,24 @@
+// CpuDevice: host memory as a Device; every call is done when it returns. One engine thread.
+#pragma once
+
+#include <cstring>
+
+#include "kernels/cpu/memory.h"
+#include "kernels/device/device.h"
+
+namespace lacuna::kernels::cpu {
+
+class CpuDevice final : public Device {
+ public:
+  DeviceKind kind() const override { return DeviceKind::kCpu; }
+  Result<Buffer> Allocate(int64_t bytes) override { return AllocateZeroed(bytes); }
+  Result<Buffer> AllocateHost(int64_t bytes) override { return AllocateZeroed(bytes); }
+  Status Copy(void* to, const void* from, int64_t bytes, Stream&) override {
+    if (bytes < 0) return InvalidArgument("copy: a negative size");
+    if (bytes > 0) std::memmove(to, from, static_cast<size_t>(bytes));
+    return OkStatus();
+  }
+  Status Synchronize(Stream&) override { return OkStatus(); }
+};
+
+}  // namespace lacuna::kernels::cpu
