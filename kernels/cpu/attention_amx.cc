@@ -1,0 +1,171 @@
+// Attention on AMX tiles (TDPBF16PS): 32 query rows by 64 keys at a time, two by two tiles. Softmax
+// and stores are the AVX-512 ones. head_dim is a multiple of 32 and pages hold 64 tokens, so that
+// K and V are tile operands where they lie.
+#include <immintrin.h>
+
+#include "kernels/cpu/attention_tile.h"
+
+namespace lacuna::kernels::cpu {
+namespace {
+#include "kernels/cpu/attention_avx512.inl"
+#include "kernels/cpu/attention_avx512_bf16.inl"
+#include "kernels/cpu/attention_kernel.inl"
+
+constexpr int kTileRows = 16;
+constexpr int kTileDepth = 32;  // bf16 of one tile row
+constexpr int kAmxRows = 2 * kTileRows;
+constexpr int64_t kProbBytes = kBlockKeys * sizeof(uint16_t);
+constexpr int64_t kScoreBytes = kBlockKeys * sizeof(float);
+
+struct alignas(64) TileConfig final {
+  uint8_t palette = 1;
+  uint8_t start_row = 0;
+  uint8_t reserved[14] = {};
+  uint16_t column_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+constexpr TileConfig kTileConfig;
+
+// The compiler's own tile loads and stores name no memory, and its LDTILECFG only 8 of the 64
+// bytes; with constant data and these fences around the tile code neither matters.
+inline void Fence() { asm volatile("" ::: "memory"); }
+
+void BeginTiles(const AttentionTile& tile) {
+  asm volatile("ldtilecfg %0" : : "m"(kTileConfig));
+  // Rows of the last micro tile that no query fills must stay finite: they are multiplied too.
+  const int filled = tile.rows;
+  const int padded = (filled + kAmxRows - 1) / kAmxRows * kAmxRows;
+  auto* q = static_cast<uint16_t*>(tile.q);
+  __builtin_memset(q + int64_t{filled} * tile.head_dim, 0,
+                   static_cast<size_t>(padded - filled) * static_cast<size_t>(tile.head_dim) * 2);
+  __builtin_memset(tile.out + int64_t{filled} * tile.head_dim, 0,
+                   static_cast<size_t>(padded - filled) * static_cast<size_t>(tile.head_dim) * 4);
+  __builtin_memset(tile.probs, 0, kAmxRows * kProbBytes);
+}
+
+void EndTiles() { _tile_release(); }
+
+void PackPlainRow(const AttentionTile& tile, int row, const void* q) {
+  __builtin_memcpy(static_cast<uint16_t*>(tile.q) + int64_t{row} * tile.head_dim, q,
+                   static_cast<size_t>(tile.head_dim) * 2);
+}
+
+// Tiles: 0..3 sums [row tile][column tile], 4 and 5 left operands, 6 and 7 right ones.
+template <bool kTwo>
+void ScoreTiles(const AttentionTile& tile, const KvBlock& block, const uint16_t* q) {
+  const int64_t q_bytes = int64_t{tile.head_dim} * 2;
+  const int64_t k_bytes = tile.k_stride * 2;
+  for (int half = 0; half < 2; ++half) {
+    const auto* k0 = static_cast<const uint16_t*>(block.k[2 * half]);
+    const auto* k1 = static_cast<const uint16_t*>(block.k[2 * half + 1]);
+    _tile_zero(0);
+    _tile_zero(1);
+    if constexpr (kTwo) {
+      _tile_zero(2);
+      _tile_zero(3);
+    }
+    for (int d = 0; d < tile.head_dim; d += kTileDepth) {
+      const int64_t at = d / 2 * tile.k_stride;
+      _tile_loadd(4, q + d, q_bytes);
+      _tile_loadd(6, k0 + at, k_bytes);
+      _tile_loadd(7, k1 + at, k_bytes);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      if constexpr (kTwo) {
+        _tile_loadd(5, q + kTileRows * int64_t{tile.head_dim} + d, q_bytes);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+    }
+    float* scores = tile.scores + 2 * half * kGroupKeys;
+    _tile_stored(0, scores, kScoreBytes);
+    _tile_stored(1, scores + kGroupKeys, kScoreBytes);
+    if constexpr (kTwo) {
+      _tile_stored(2, scores + kTileRows * kBlockKeys, kScoreBytes);
+      _tile_stored(3, scores + kTileRows * kBlockKeys + kGroupKeys, kScoreBytes);
+    }
+  }
+}
+
+template <bool kTwo>
+void AccumulateTiles(const AttentionTile& tile, const KvBlock& block, float* out) {
+  const int64_t out_bytes = int64_t{tile.head_dim} * 4;
+  const int64_t v_bytes = int64_t{tile.head_dim} * 4;
+  const auto* probs = static_cast<const uint16_t*>(tile.probs);
+  for (int d = 0; d < tile.head_dim; d += 2 * kTileRows) {
+    float* low = out + d;
+    float* high = out + kTileRows * int64_t{tile.head_dim} + d;
+    _tile_loadd(0, low, out_bytes);
+    _tile_loadd(1, low + kTileRows, out_bytes);
+    if constexpr (kTwo) {
+      _tile_loadd(2, high, out_bytes);
+      _tile_loadd(3, high + kTileRows, out_bytes);
+    }
+    for (int half = 0; half < 2; ++half) {
+      const auto* v = static_cast<const uint16_t*>(block.v[2 * half]) + 2 * d;
+      _tile_loadd(4, probs + half * kTileDepth, kProbBytes);
+      _tile_loadd(6, v, v_bytes);
+      _tile_loadd(7, v + 2 * kTileRows, v_bytes);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      if constexpr (kTwo) {
+        _tile_loadd(5, probs + kTileRows * kBlockKeys + half * kTileDepth, kProbBytes);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+    }
+    _tile_stored(0, low, out_bytes);
+    _tile_stored(1, low + kTileRows, out_bytes);
+    if constexpr (kTwo) {
+      _tile_stored(2, high, out_bytes);
+      _tile_stored(3, high + kTileRows, out_bytes);
+    }
+  }
+}
+
+// The whole next block of this head: a slab, contiguous.
+void PrefetchBlock(const AttentionTile& tile, const KvBlock& next) {
+  const auto* slab = static_cast<const char*>(next.k[0]);
+  const int64_t bytes = int64_t{4} * kBlockKeys * tile.head_dim;
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(slab + at);
+}
+
+void FoldBlockAmx(const AttentionTile& tile, const KvBlock& block, const KvBlock* next) {
+  const uint64_t listed = ListedKeys(block.groups);
+  if (next != nullptr) PrefetchBlock(tile, *next);
+  for (int row = 0; row < tile.rows; row += kAmxRows) {
+    const int rows = tile.rows - row < kAmxRows ? tile.rows - row : kAmxRows;
+    uint64_t keys[kAmxRows];
+    uint64_t any = 0;
+    for (int r = 0; r < rows; ++r) {
+      keys[r] = VisibleKeys(tile, block, listed, tile.positions[row + r]);
+      any |= keys[r];
+    }
+    if (any == 0) continue;
+    const auto* q = static_cast<const uint16_t*>(tile.q) + int64_t{row} * tile.head_dim;
+    float* out = tile.out + int64_t{row} * tile.head_dim;
+    const bool two = rows > kTileRows;
+    Fence();
+    two ? ScoreTiles<true>(tile, block, q) : ScoreTiles<false>(tile, block, q);
+    Fence();
+    auto* probs = static_cast<uint16_t*>(tile.probs);
+    for (int r = 0; r < rows; ++r) {
+      const float factor = SoftmaxRow<Bf16Dot>(tile, row + r, tile.scores + r * kBlockKeys,
+                                               probs + r * kBlockKeys, keys[r]);
+      if (factor == 1.0f) continue;
+      float* sums = out + int64_t{r} * tile.head_dim;
+      const Vec scale = Set1(factor);
+      for (int d = 0; d < tile.head_dim; d += kLanes) Store(sums + d, Mul(Load(sums + d), scale));
+    }
+    Fence();
+    two ? AccumulateTiles<true>(tile, block, out) : AccumulateTiles<false>(tile, block, out);
+    Fence();
+  }
+}
+
+}  // namespace
+
+const AttentionKernels kAttentionAmxBf16{BeginTiles, PackPlainRow, FoldBlockAmx, StoreRow<Bf16Dot>,
+                                         EndTiles};
+
+}  // namespace lacuna::kernels::cpu

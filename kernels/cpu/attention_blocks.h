@@ -1,0 +1,49 @@
+// BlockCursor: walks a list of KV pages as blocks of 64 keys for one tile. Lives on a worker's
+// stack; allocates nothing.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cpu/attention_tile.h"
+#include "kernels/ops/kv_pool.h"
+#include "kernels/ops/selection.h"
+
+namespace lacuna::kernels::cpu {
+
+class BlockCursor final {
+ public:
+  // What is common to a tile: entries [begin, end) of `lists` and its queries' first and last
+  // positions.
+  struct Scope final {
+    const PageLists* lists;
+    int64_t begin, end;
+    int64_t kv_head;
+    int64_t first_position, last_position;
+    StaticShape shape;
+  };
+
+  BlockCursor(const KvPool& pool, const Scope& scope) : pool_(pool), scope_(scope) {}
+
+  // Limits the walk to entries [begin, end) of `ranges`.
+  void Limit(const KeyRanges& ranges, int64_t begin, int64_t end) {
+    ranges_ = &ranges;
+    range_ = begin;
+    range_end_ = end;
+  }
+
+  // False at the end. Skips the blocks that no query of the tile sees.
+  bool Next(KvBlock* block);
+
+ private:
+  void TakePages(KvBlock* block);
+  uint32_t GroupsInRanges(int64_t first_key);
+  bool BelowWindow(int64_t first_key) const;
+
+  const KvPool& pool_;
+  Scope scope_;
+  const KeyRanges* ranges_ = nullptr;
+  int64_t range_ = 0;
+  int64_t range_end_ = 0;
+};
+
+}  // namespace lacuna::kernels::cpu
