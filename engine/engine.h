@@ -55,6 +55,7 @@ struct EngineParts final {
   int64_t vocab_size = 0;
   int64_t context_tokens_max = 0;
   std::vector<TokenId> eos;
+  int64_t logit_rows_max = 0;  // rows of logits that one Run can give; 0: no limit
   const Clock* clock = nullptr;
 };
 
@@ -76,7 +77,10 @@ class Engine final {
   const EngineStats& stats() const;
   std::vector<PageCounts> page_counts() const;  // one per KvGroup
   bool healthy() const;                         // false after a device error
+  // The longest sequence: the least of the config's, the model's and what the pools can hold.
   int64_t context_tokens_max() const;
+  // Walks all pages and sequences. The thread that calls StepOnce, or after Stop.
+  Status CheckInvariants() const;
 
  private:
   class Loop;

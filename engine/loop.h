@@ -1,0 +1,99 @@
+// Engine::Loop: the state behind an Engine and one turn of its loop.
+//
+// The thread that turns the loop owns sequences, pages and the runner. Other threads reach it
+// through the inbox, and read the statistics and a copy of the page counts made at each step
+// border.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <thread>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "engine/engine.h"
+#include "engine/event_queue.h"
+#include "engine/inbox.h"
+#include "engine/schedule/scheduler.h"
+#include "engine/sequence.h"
+#include "kvcache/kv_cache.h"
+
+namespace lacuna::engine {
+
+class Engine::Loop final {
+ public:
+  Loop(const EngineConfig& config, EngineParts parts, std::unique_ptr<kvcache::KvCache> cache);
+  ~Loop();
+
+  // Any thread.
+  Result<RequestStream> Submit(Request request);
+  void Drain() { inbox_->CloseIntake(); }
+  bool Idle() const { return live_.load() == 0; }
+  const EngineStats& stats() const { return stats_; }
+  std::vector<PageCounts> page_counts() const;
+  bool healthy() const { return healthy_.load(); }
+  int64_t context_tokens_max() const { return context_tokens_max_; }
+
+  // The owner of the engine.
+  void Start();
+  void Stop();
+
+  // The engine thread.
+  bool StepOnce();
+  Status CheckInvariants() const;
+
+ private:
+  Status CheckRequest(const Request& request) const;
+  Status CountIn(const Sequence& sequence);
+
+  bool TakeMessages();
+  void ExpireDeadlines();
+  void CommitPlan(const StepPlan& plan);
+  void CommitAdmission(Sequence& sequence, const PlannedRun& run);
+  void FillBatch(const StepPlan& plan);
+  void RunPlan(const StepPlan& plan);
+  // Takes its rows of `logits`, from `*row` on; retires the sequence when it ends.
+  void CommitRun(const PlannedRun& run, const TensorView& logits, int64_t* row);
+  // These two are false when the sequence failed and is gone.
+  bool GatherPromptLogprobs(Sequence& sequence, int64_t position, std::span<const float> logits);
+  bool Tell(Sequence& sequence, Event event);
+  void SampleToken(Sequence& sequence, std::span<float> logits);
+  bool StopsAt(const Sequence& sequence, TokenId token) const;
+
+  void Finish(Sequence& sequence, FinishReason reason, TokenId stop_token = -1);
+  void Fail(Sequence& sequence, Status status);
+  void FailAll(const Status& status);
+  // Gives back its pages and takes it out; the terminal event is told at the step border.
+  void Retire(Sequence& sequence, Event terminal);
+  void EndStep();
+  void CountWaiting(const Sequence& sequence, int sign);
+  Status CheckPages() const;
+
+  static Sequence& AsSequence(ScheduledSequence& s) { return static_cast<Sequence&>(s); }
+
+  const EngineConfig config_;
+  EngineParts parts_;
+  int64_t context_tokens_max_ = 0;
+  std::unique_ptr<kvcache::KvCache> cache_;
+  Scheduler scheduler_;
+  std::shared_ptr<Inbox> inbox_ = std::make_shared<Inbox>();
+  std::unordered_map<RequestId, std::unique_ptr<Sequence>> sequences_;
+  std::set<std::pair<TimePoint, RequestId>> deadlines_;
+  std::vector<std::pair<std::shared_ptr<EventQueue>, Event>> ended_;  // terminal events to tell
+
+  StepBatch batch_;
+  std::vector<kvcache::PageSpan> spans_;  // [sequences, groups] of the batch
+
+  EngineStats stats_;
+  std::atomic<int64_t> live_{0};  // accepted, terminal event not yet told
+  std::atomic<uint64_t> next_id_{1};
+  std::atomic<bool> healthy_{true}, stopping_{false};
+  mutable std::mutex counts_mutex_;
+  std::vector<PageCounts> counts_;
+  std::thread thread_;
+};
+
+}  // namespace lacuna::engine

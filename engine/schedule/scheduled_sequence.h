@@ -1,0 +1,40 @@
+// ScheduledSequence: what the scheduler knows about one sequence. The engine's Sequence derives
+// from it and is its only writer, but for the fields that say so. Engine thread only.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "kernels/core/ids.h"
+#include "kvcache/kv_cache.h"
+
+namespace lacuna::engine {
+
+struct ScheduledSequence {
+  RequestId id;
+  int32_t priority = 0;   // lower runs first
+  uint64_t arrival = 0;   // grows with each submit; unique
+  bool promoted = false;  // the scheduler's: passed over long enough to go before all others
+  bool reuse_prefix = true;
+
+  std::vector<TokenId> tokens;  // the prompt, then what was generated
+  int64_t prompt_tokens = 0;
+  // Logits are wanted from this position on; -1: of the last known token only.
+  int64_t logits_from_position = -1;
+  kvcache::SequenceKv kv;
+
+  int64_t known_tokens() const { return static_cast<int64_t>(tokens.size()); }
+  int64_t left_tokens() const { return known_tokens() - kv.computed_tokens; }
+  // Computes one generated token, and nothing else is left to do.
+  bool decodes() const { return left_tokens() == 1 && known_tokens() > prompt_tokens; }
+  int64_t first_logits_position() const {
+    return logits_from_position >= 0 ? logits_from_position : known_tokens() - 1;
+  }
+  // Logit rows of a step that computes tokens [begin, end).
+  int64_t LogitRows(int64_t begin, int64_t end) const {
+    return std::max<int64_t>(0, end - std::max(begin, first_logits_position()));
+  }
+};
+
+}  // namespace lacuna::engine

@@ -1,0 +1,40 @@
+// Sequence: the engine's side of one request, from submit to its terminal event. Made by the thread
+// that submits, owned and changed by the engine thread alone from then on.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "engine/event.h"
+#include "engine/request.h"
+#include "engine/sample/sampler.h"
+#include "engine/schedule/scheduled_sequence.h"
+
+namespace lacuna::engine {
+
+class EventQueue;
+
+struct Sequence final : ScheduledSequence {
+  Sequence(Request request_in, std::span<const TokenId> eos)
+      : request(std::move(request_in)), sampler(request.sampling, request.prompt, eos) {
+    tokens = std::move(request.prompt);
+    prompt_tokens = known_tokens();
+  }
+
+  int64_t generated_tokens() const { return known_tokens() - prompt_tokens; }
+  bool wants_prompt_logprobs() const { return request.prompt_logprobs >= 0; }
+
+  Request request;  // without its prompt, which is the beginning of `tokens`
+  Sampler sampler;
+  std::shared_ptr<EventQueue> events;
+  int64_t tokens_max = 0;  // prompt and output; the context is part of it
+  std::vector<TokenLogprob> prompt_logprobs;
+  bool prompt_logprobs_sent = false;
+  bool admitted_before = false;
+  Usage usage;
+  Timing timing;
+};
+
+}  // namespace lacuna::engine
