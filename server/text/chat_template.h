@@ -20,17 +20,19 @@ namespace jinja {
 struct Program;
 }
 
+struct ChatTemplateLimits {
+  int64_t steps_max = 1'000'000;       // nodes evaluated and bytes touched by filters, together
+  int64_t output_bytes_max = 8 << 20;  // of the prompt, and of any one string made on the way
+  int depth_max = 64;                  // macro calls inside each other (64 at most)
+};
+
 class ChatTemplate final {
  public:
   // Errors (kInvalidArgument): "chat template: line 3: ..."
   static Result<std::unique_ptr<ChatTemplate>> Parse(std::string source);
   ~ChatTemplate();
 
-  struct Limits {
-    int64_t steps_max = 1'000'000;       // nodes evaluated and bytes touched by filters, together
-    int64_t output_bytes_max = 8 << 20;  // of the prompt, and of any one string made on the way
-    int depth_max = 64;                  // expressions, blocks and macro calls inside each other
-  };
+  using Limits = ChatTemplateLimits;
 
   // `variables` (an object): messages, tools, add_generation_prompt, bos_token, eos_token, ... The
   // caller decides which names a request may set. `now_unix_s`: what strftime_now prints, in UTC;
