@@ -1,0 +1,63 @@
+// Decoder: the forward pass that all families share; FamilyTraits says where they differ.
+//
+// The residual stream is f32, what the matrices multiply is of the backend's activation type.
+// Immutable; one thread at a time runs Forward (the workspace is not shared).
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "engine/loader/model_config.h"
+#include "engine/model/decoder_weights.h"
+#include "engine/model/model.h"
+#include "engine/model/rope_table.h"
+#include "kernels/ops/backend.h"
+
+namespace lacuna::engine {
+
+class Decoder final : public Model {
+ public:
+  // `config.context_tokens_max` bounds the positions; `backend` outlives the model.
+  static Result<std::unique_ptr<Model>> Create(ModelConfig config, WeightSource& source,
+                                               kernels::Backend& backend);
+
+  const ModelInfo& info() const override { return info_; }
+  const std::vector<kvcache::KvGroup>& groups() const override { return groups_; }
+  Result<std::unique_ptr<ModelWorkspace>> MakeWorkspace(int64_t rows_max,
+                                                        int64_t logit_rows_max) override;
+  Status Forward(const StepInputs& step, const kvcache::KvStorage& storage,
+                 ModelWorkspace& workspace, kernels::Stream& stream) override;
+  Status Logits(int64_t first, const TensorView& out, ModelWorkspace& workspace,
+                kernels::Stream& stream) override;
+
+ private:
+  struct Workspace;
+  struct LayerPlace {  // of a layer's keys and values
+    int group = 0;
+    int layer_in_group = 0;
+  };
+  struct Run;
+
+  Decoder(ModelConfig config, DecoderWeights weights, kernels::Backend& backend);
+  Status RunAttention(int64_t layer, Run& run, bool last);
+  Status AppendAndAttend(int64_t layer, Run& run, bool last);
+  Status RunMlp(const DecoderLayer& layer, const TensorView& x, Run& run);
+  // out = norm(x), or x itself in the activation type when the family has no norm here.
+  Status NormOrCast(const Parameter& norm, const TensorView& x, const TensorView& out, Run& run);
+  // x += norm(branch * weight^T), or x += multiplier * (...) without a norm.
+  Status AddBranch(const Linear& linear, const Parameter& norm, const TensorView& branch,
+                   const TensorView& x, Run& run);
+
+  ModelConfig config_;
+  DecoderWeights weights_;
+  kernels::Backend& backend_;
+  ModelInfo info_;
+  std::vector<kvcache::KvGroup> groups_;
+  std::vector<LayerPlace> places_;  // [layers]
+  std::vector<RopeTable> ropes_;
+  Parameter cast_weight_;  // see NormOrCast
+};
+
+ModelInfo MakeModelInfo(const ModelConfig& config);
+
+}  // namespace lacuna::engine

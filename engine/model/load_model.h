@@ -1,0 +1,38 @@
+// Front door of engine/model: from a folder, or from a config with random weights, to a Model.
+// One thread, at start.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "engine/loader/model_config.h"
+#include "engine/model/model.h"
+#include "kernels/core/status.h"
+#include "kernels/ops/backend.h"
+
+namespace lacuna::engine {
+
+// `context_tokens` is the longest sequence that will be served (0: the model's own maximum); it
+// decides which factors a longrope model uses and bounds ModelInfo.context_tokens_max.
+Result<std::unique_ptr<Model>> LoadModel(const std::string& folder, kernels::Backend& backend,
+                                         int64_t context_tokens = 0);
+
+// Weights are a function of (config, seed): for benchmarks, where only shapes matter.
+Result<std::unique_ptr<Model>> MakeRandomModel(const ModelConfig& config, uint64_t seed,
+                                               kernels::Backend& backend);
+
+// What a folder holds, checked as a load checks it (every tensor, every shape), with no weight
+// prepared. weight_bytes are those of the files.
+struct ModelSummary final {
+  ModelConfig config;
+  ModelInfo info;
+  std::vector<kvcache::KvGroup> groups;
+};
+Result<ModelSummary> SummarizeModel(const std::string& folder);
+
+// One group of all full layers, one of all layers of each window, in the order of their first
+// layer.
+std::vector<kvcache::KvGroup> MakeKvGroups(const ModelConfig& config);
+
+}  // namespace lacuna::engine
