@@ -1,5 +1,5 @@
 // Attention of the CPU backend against the machine's ceilings, measured in the same run.
-//   attention_bench [threads] [isa_max] [bf16|f32]
+//   attention_bench [threads] [isa_max] [bf16|f32] [prefill|decode]
 // Prefill: a chunk of 512 queries behind `depth` cached tokens; tokens/s of one layer, GFLOP/s of
 // the visible scores (4 * head_dim per query head and key) and the share of the register-loop peak.
 // Decode: one query per row; tokens/s of one layer, GB/s of unique KV and the share of the memory
@@ -242,9 +242,11 @@ void BenchDecode(const Machine& machine, const Shape& shape, int64_t depth, bool
 int Main(int argc, char** argv) {
   const int threads = argc > 1 ? std::atoi(argv[1]) : 2;
   const Result<Isa> isa = ParseIsa(argc > 2 ? argv[2] : "auto");
+  const std::string only = argc > 4 ? argv[4] : "";
   const DType dtype = argc > 3 && std::string(argv[3]) == "f32" ? DType::kF32 : DType::kBF16;
   if (threads < 1 || !isa.ok()) {
-    std::fprintf(stderr, "usage: attention_bench [threads] [isa_max] [bf16|f32]\n");
+    std::fprintf(stderr,
+                 "usage: attention_bench [threads] [isa_max] [bf16|f32] [prefill|decode]\n");
     return 2;
   }
   const Isa used = std::min(*isa, DetectIsa());
@@ -257,9 +259,11 @@ int Main(int argc, char** argv) {
   const Shape shapes[] = {
       {"16/4 d64", 16, 4, 64}, {"8/2 d64", 8, 2, 64}, {"16/4 d128", 16, 4, 128}};
   for (const Shape& shape : shapes) {
+    if (only == "decode") continue;
     for (int64_t depth : {0, 4096, 16384, 32768}) BenchPrefill(machine, shape, depth);
   }
   for (const Shape& shape : shapes) {
+    if (only == "prefill") continue;
     for (int64_t depth : {512, 4096, 16384, 32768}) BenchDecode(machine, shape, depth, false);
     BenchDecode(machine, shape, 16384, true);
   }

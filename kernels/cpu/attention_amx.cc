@@ -148,13 +148,12 @@ void FoldBlockAmx(const AttentionTile& tile, const KvBlock& block, const KvBlock
     Fence();
     two ? ScoreTiles<true>(tile, block, q) : ScoreTiles<false>(tile, block, q);
     Fence();
-    auto* probs = static_cast<uint16_t*>(tile.probs);
+    float factor[kAmxRows];
+    SoftmaxRows<Bf16Dot>(tile, row, rows, keys, factor);
     for (int r = 0; r < rows; ++r) {
-      const float factor = SoftmaxRow<Bf16Dot>(tile, row + r, tile.scores + r * kBlockKeys,
-                                               probs + r * kBlockKeys, keys[r]);
-      if (factor == 1.0f) continue;
+      if (factor[r] == 1.0f) continue;
       float* sums = out + int64_t{r} * tile.head_dim;
-      const Vec scale = Set1(factor);
+      const Vec scale = Set1(factor[r]);
       for (int d = 0; d < tile.head_dim; d += kLanes) Store(sums + d, Mul(Load(sums + d), scale));
     }
     Fence();

@@ -35,6 +35,10 @@ inline float ReduceMax(Vec x) {
   m = _mm_max_ps(m, _mm_movehl_ps(m, m));
   return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
 }
+inline bool AnyGreater(Vec a, Vec b) {
+  return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0;
+}
+inline float First(Vec x) { return _mm256_cvtss_f32(x); }
 inline __m256i LoadPairs(const uint16_t* p) {
   return _mm256_loadu_si256(static_cast<const __m256i*>(static_cast<const void*>(p)));
 }

@@ -22,6 +22,8 @@ inline Vec KeepOrNegInf(Vec x, uint32_t bits) {
   return _mm512_mask_blend_ps(static_cast<__mmask16>(bits), _mm512_set1_ps(-__builtin_inff()), x);
 }
 inline float ReduceMax(Vec x) { return _mm512_reduce_max_ps(x); }
+inline bool AnyGreater(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0; }
+inline float First(Vec x) { return _mm512_cvtss_f32(x); }
 inline Vec WidenEven(const uint16_t* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16));
 }

@@ -48,7 +48,9 @@ void BlockCursor::TakePages(KvBlock* block) {
   }
   // Scores of absent keys are computed, then masked: any readable keys do.
   for (int g = 0; g < kBlockGroups; ++g) {
-    if (!((block->groups >> g) & 1u)) block->k[g] = slab;
+    if ((block->groups >> g) & 1u) continue;
+    block->k[g] = slab;
+    block->v[g] = slab;
   }
 }
 

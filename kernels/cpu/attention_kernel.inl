@@ -2,8 +2,8 @@
 // translation unit per instruction set, inside its anonymous namespace, after these names:
 //   Vec, kLanes, kMicroRows, kMicroCols, Load, Store, Set1, Add, Sub, Mul, Div, Fma (a * b + c),
 //   Max (the second operand when one is NaN), Min, ShiftToExponent (the lane's bits << 23),
-//   KeepOrNegInf (lanes without their bit become -inf), ReduceMax, WidenEven and WidenOdd (elements
-//   2i and 2i + 1 of a run of bf16).
+//   KeepOrNegInf (lanes without their bit become -inf), ReduceMax, AnyGreater, First (lane 0),
+//   WidenEven and WidenOdd (elements 2i and 2i + 1 of a run of bf16).
 // An element type E names Kv (stored), A (left operand: query and probability), kPack (elements per
 // step), AVec, KvVec and their LoadA, LoadKv, Dot, FromKv, StoreProbs, StoreOut.
 
@@ -98,6 +98,13 @@ inline uint64_t VisibleKeys(const AttentionTile& tile, const KvBlock& block, uin
   return keys;
 }
 
+// The groups of a block that some row of a micro tile sees.
+struct VisibleGroups final {
+  const void* v[kBlockGroups];
+  int group[kBlockGroups];
+  int count;
+};
+
 inline uint64_t ListedKeys(uint32_t groups) {
   uint64_t keys = 0;
   for (int g = 0; g < kBlockGroups; ++g) {
@@ -106,48 +113,56 @@ inline uint64_t ListedKeys(uint32_t groups) {
   return keys;
 }
 
-// Online softmax (Milakov and Gimelshein 2018) of one row of scores: writes the row's p, moves its
-// max and sum, and returns the factor that its accumulators must take. Exactly 1 when no key of
-// this block is visible.
+// What is rare happens in place before the softmax, so that its loop keeps to registers.
+__attribute__((noinline)) void TransformScores(const AttentionTile& tile, float* scores,
+                                               uint64_t keys) {
+  for (int i = 0; i < kBlockKeys; i += kLanes) {
+    Vec s = Load(scores + i);
+    if (tile.transform) s = Mul(s, Set1(tile.scale));
+    if (tile.softcap > 0.0f) s = Softcap(s, tile.softcap);
+    Store(scores + i, KeepOrNegInf(s, static_cast<uint32_t>(keys >> i)));
+  }
+}
+
+// Online softmax (Milakov and Gimelshein 2018) of some rows of scores: writes their p, moves max
+// and sum, and gives the factor that each row's accumulators must take: exactly 1 when no key of
+// this block raises the max, so also when none is visible.
 template <class E>
-inline float SoftmaxRow(const AttentionTile& tile, int row, const float* scores,
-                        typename E::A* probs, uint64_t keys) {
+inline void SoftmaxRows(const AttentionTile& tile, int row, int rows, const uint64_t* keys,
+                        float* factor) {
   constexpr int kVecs = kBlockKeys / kLanes;
-  Vec s[kVecs];
-  for (int i = 0; i < kVecs; ++i) s[i] = Load(scores + i * kLanes);
-  if (tile.transform) {
-    for (int i = 0; i < kVecs; ++i) {
-      s[i] = Mul(s[i], Set1(tile.scale));
-      if (tile.softcap > 0.0f) s[i] = Softcap(s[i], tile.softcap);
-    }
-  }
-  if (keys != ~uint64_t{0}) {
-    for (int i = 0; i < kVecs; ++i) {
-      s[i] = KeepOrNegInf(s[i], static_cast<uint32_t>(keys >> (i * kLanes)));
-    }
-  }
-  Vec top = s[0];
-  for (int i = 1; i < kVecs; ++i) top = Max(top, s[i]);
-  const float old_max = tile.max[row];
-  const float block_max = ReduceMax(top);
-  const float max = block_max > old_max ? block_max : old_max;
+  auto* probs = static_cast<typename E::A*>(tile.probs);
+  float* scores = tile.scores;
+  float* max = tile.max + row;
+  float* sums = tile.sum + row * kSumLanes;
   const Vec scale = Set1(tile.scale_log2);
-  const Vec shift = Set1(-max * tile.scale_log2);
-  for (int i = 0; i < kVecs; ++i) s[i] = Exp2(Fma(s[i], scale, shift));
-  E::StoreProbs(probs, s);
-  Vec sum = s[0];
-  for (int i = 1; i < kVecs; ++i) sum = Add(sum, s[i]);
-  float* lanes = tile.sum + row * kSumLanes;
-  if (max == old_max) {
-    Store(lanes, Add(Load(lanes), sum));
-    return 1.0f;
+#pragma GCC unroll 1
+  for (int r = 0; r < rows; ++r) {
+    if (keys[r] != ~uint64_t{0} || tile.transform) TransformScores(tile, scores, keys[r]);
+    Vec s[kVecs];
+    for (int i = 0; i < kVecs; ++i) s[i] = Load(scores + i * kLanes);
+    Vec top = s[0];
+    for (int i = 1; i < kVecs; ++i) top = Max(top, s[i]);
+    Vec kept = Load(sums);
+    factor[r] = 1.0f;
+    if (AnyGreater(top, Set1(max[r]))) {
+      const float old_max = max[r];
+      max[r] = ReduceMax(top);
+      const Vec rescale = Exp2(Set1((old_max - max[r]) * tile.scale_log2));
+      kept = Mul(kept, rescale);
+      factor[r] = First(rescale);
+    }
+    const Vec shift = Set1(-max[r] * tile.scale_log2);
+    for (int i = 0; i < kVecs; ++i) s[i] = Exp2(Fma(s[i], scale, shift));
+    E::StoreProbs(probs, s);
+    for (int width = kVecs; width > 1; width /= 2) {
+      for (int i = 0; i < width / 2; ++i) s[i] = Add(s[i], s[i + width / 2]);
+    }
+    Store(sums, Add(kept, s[0]));
+    scores += kBlockKeys;
+    probs += kBlockKeys;
+    sums += kSumLanes;
   }
-  tile.max[row] = max;
-  const Vec factor = Exp2(Set1((old_max - max) * tile.scale_log2));
-  Store(lanes, Fma(Load(lanes), factor, sum));
-  float first[kLanes];
-  Store(first, factor);
-  return first[0];
 }
 
 // scores[r, j] = q[r] . k[j] for R rows and the 64 keys of the block.
@@ -193,8 +208,8 @@ inline void ScoreRows(const AttentionTile& tile, const KvBlock& block, const KvB
 
 // out[r, col : col + C vectors] = factor[r] * out + probs[r] . v, over the groups of the block.
 template <class E, int R, int C, bool kPrefetch>
-inline void AccumulateColumns(const AttentionTile& tile, const KvBlock& block, const KvBlock* next,
-                              float* out, const float* factor, uint32_t groups, int col) {
+inline void AccumulateColumns(const AttentionTile& tile, const VisibleGroups& visible,
+                              const KvBlock* next, float* out, const float* factor, int col) {
   using Kv = typename E::Kv;
   const int64_t v_stride = int64_t{tile.head_dim} * E::kPack;
   const int64_t offset = int64_t{col} * E::kPack;
@@ -205,21 +220,18 @@ inline void AccumulateColumns(const AttentionTile& tile, const KvBlock& block, c
       sum[r][c] = Mul(Load(out + int64_t{r} * tile.head_dim + col + c * kLanes), scale);
     }
   }
-  for (int g = 0; g < kBlockGroups; ++g) {
-    const char* ahead = nullptr;
-    if (kPrefetch && ((next->groups >> g) & 1u)) {
-      ahead = static_cast<const char*>(next->v[g]) + offset * static_cast<int64_t>(sizeof(Kv));
-    }
-    if (!((groups >> g) & 1u)) continue;
-    const Kv* v = static_cast<const Kv*>(block.v[g]) + offset;
+  for (int i = 0; i < visible.count; ++i) {
+    const int g = visible.group[i];
+    const Kv* v = static_cast<const Kv*>(visible.v[i]) + offset;
+    const auto* ahead = kPrefetch ? static_cast<const Kv*>(next->v[g]) + offset : nullptr;
     const typename E::A* a = static_cast<const typename E::A*>(tile.probs) + g * kGroupKeys;
+#pragma GCC unroll 2
     for (int step = 0; step < kGroupKeys / E::kPack; ++step, v += v_stride, a += E::kPack) {
       typename E::KvVec kv[C];
       for (int c = 0; c < C; ++c) {
         kv[c] = E::LoadKv(v + c * kLanes * E::kPack);
-        if (kPrefetch && c * kLanes % kGroupKeys == 0 && ahead != nullptr) {
-          __builtin_prefetch(ahead + (step * v_stride + c * kLanes * E::kPack) *
-                                         static_cast<int64_t>(sizeof(Kv)));
+        if (kPrefetch && c * kLanes % kGroupKeys == 0) {
+          __builtin_prefetch(ahead + step * v_stride + c * kLanes * E::kPack);
         }
       }
       for (int r = 0; r < R; ++r) {
@@ -236,14 +248,14 @@ inline void AccumulateColumns(const AttentionTile& tile, const KvBlock& block, c
 }
 
 template <class E, int R, int C, bool kPrefetch>
-inline void AccumulateRows(const AttentionTile& tile, const KvBlock& block, const KvBlock* next,
-                           float* out, const float* factor, uint32_t groups, int col) {
+inline void AccumulateRows(const AttentionTile& tile, const VisibleGroups& visible,
+                           const KvBlock* next, float* out, const float* factor, int col) {
   for (; col + C * kLanes <= tile.head_dim; col += C * kLanes) {
-    AccumulateColumns<E, R, C, kPrefetch>(tile, block, next, out, factor, groups, col);
+    AccumulateColumns<E, R, C, kPrefetch>(tile, visible, next, out, factor, col);
   }
   if constexpr (C > 1 && kLanes * C > kGroupKeys) {
     if (col < tile.head_dim) {
-      AccumulateRows<E, R, C / 2, kPrefetch>(tile, block, next, out, factor, groups, col);
+      AccumulateRows<E, R, C / 2, kPrefetch>(tile, visible, next, out, factor, col);
     }
   }
 }
@@ -251,20 +263,18 @@ inline void AccumulateRows(const AttentionTile& tile, const KvBlock& block, cons
 template <class E, int R, bool kPrefetch>
 void MicroTile(const AttentionTile& tile, const KvBlock& block, const KvBlock* next, int row,
                const uint64_t* keys, uint64_t any) {
-  auto* probs = static_cast<typename E::A*>(tile.probs);
   ScoreRows<E, R, kPrefetch>(tile, block, next,
                              static_cast<typename E::A*>(tile.q) + int64_t{row} * tile.head_dim);
   float factor[R];
-  for (int r = 0; r < R; ++r) {
-    factor[r] =
-        SoftmaxRow<E>(tile, row + r, tile.scores + r * kBlockKeys, probs + r * kBlockKeys, keys[r]);
-  }
-  uint32_t groups = 0;
+  SoftmaxRows<E>(tile, row, R, keys, factor);
+  VisibleGroups visible{};
   for (int g = 0; g < kBlockGroups; ++g) {
-    if ((any >> (g * kGroupKeys)) & 0xffffu) groups |= 1u << g;
+    if (((any >> (g * kGroupKeys)) & 0xffffu) == 0) continue;
+    visible.v[visible.count] = block.v[g];
+    visible.group[visible.count++] = g;
   }
-  AccumulateRows<E, R, kMicroCols, kPrefetch>(
-      tile, block, next, tile.out + int64_t{row} * tile.head_dim, factor, groups, 0);
+  AccumulateRows<E, R, kMicroCols, kPrefetch>(tile, visible, next,
+                                              tile.out + int64_t{row} * tile.head_dim, factor, 0);
 }
 
 template <class E, int R>

@@ -36,6 +36,13 @@ inline float ReduceMax(Vec x) {
   for (int i = 1; i < kLanes; ++i) max = x[i] > max ? x[i] : max;
   return max;
 }
+inline bool AnyGreater(Vec a, Vec b) {
+  for (int i = 0; i < kLanes; ++i) {
+    if (a[i] > b[i]) return true;
+  }
+  return false;
+}
+inline float First(Vec x) { return x[0]; }
 inline IntVec LoadPairs(const uint16_t* p) {
   IntVec x;
   __builtin_memcpy(&x, p, sizeof(x));

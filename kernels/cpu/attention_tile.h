@@ -25,9 +25,9 @@ inline constexpr float kNoScore = -1e30f;
 
 struct KvBlock final {
   const void* k[kBlockGroups];  // of 16 keys each; readable even where `groups` lacks the bit
-  const void* v[kBlockGroups];  // valid where `groups` has the bit
-  int64_t first_key;            // position of key 0, a multiple of 64
-  uint32_t groups;              // bit g: keys [16 g, 16 g + 16) are in the list and the ranges
+  const void* v[kBlockGroups];
+  int64_t first_key;  // position of key 0, a multiple of 64
+  uint32_t groups;    // bit g: keys [16 g, 16 g + 16) are in the list and the ranges
 };
 
 struct AttentionTile final {
