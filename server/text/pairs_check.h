@@ -17,9 +17,10 @@ struct PairsReport {
 
 // One pair per line of `jsonl`: {"text": string, "ids": [int], "add_special_tokens": bool = false};
 // other members are ignored, and so are empty lines. A pair matches when Encode gives `ids` and the
-// decode round trip holds: Decode of the ids (without added special tokens) equals the text, or,
-// where a normalizer changed the text, encodes to the same ids again. Each mismatch is one line on
-// `mismatches`. A line that is no such pair is kInvalidArgument with its number.
+// decode round trip holds: the ids (without those that add_special_tokens adds), decoded between
+// special tokens, give the text, or, where a normalizer changed it, encode to the same ids again.
+// Each mismatch is one line on `mismatches`. A line that is no such pair is kInvalidArgument with
+// its number.
 Result<PairsReport> CheckPairs(const Tokenizer& tokenizer, std::istream& jsonl,
                                std::ostream& mismatches);
 
