@@ -105,7 +105,7 @@ TEST(Layers, EveryIncludeIsAnAllowedEdge) {
       if (!ours && match[1].str().find("lacuna") == std::string::npos) continue;
       ++edges;
       EXPECT_TRUE(to == from || allowed->second.contains(to) || allowed->second.contains("*") ||
-                  allowed->second.contains(top) && top == "proto")
+                  (top == "proto" && allowed->second.contains("proto")))
           << file.generic_string() << " may not include " << match[1].str();
     }
   }

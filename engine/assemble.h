@@ -1,0 +1,49 @@
+// Assemble: a model folder and the configs of the layers below become an engine that is ready to
+// start.
+//
+// One thread, at start. The parts stand in the order in which they may be torn down (last first).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "engine/engine.h"
+#include "engine/engine_config.h"
+#include "engine/loader/mapped_file.h"
+#include "engine/model/model.h"
+#include "kernels/core/clock.h"
+#include "kernels/core/status.h"
+#include "kernels/ops/backend.h"
+#include "kvcache/kv_config.h"
+#include "kvcache/pages/kv_storage.h"
+
+namespace lacuna::engine {
+
+struct Assembly final {
+  std::unique_ptr<kernels::Backend> backend;
+  std::unique_ptr<Model> model;
+  std::unique_ptr<kvcache::KvStorage> storage;
+  std::unique_ptr<Engine> engine;  // created, not started
+};
+
+struct AssemblyOptions final {
+  EngineConfig engine;
+  kvcache::KvConfig kv;
+  kernels::DeviceKind device = kernels::DeviceKind::kCpu;
+  kernels::BackendOptions backend;  // its `deterministic` is taken from `engine`
+};
+
+// `clock` must outlive the engine. Errors are one line and name the file or the key to change.
+Result<Assembly> Assemble(const Folder& folder, const AssemblyOptions& options, const Clock& clock);
+
+// Pages of each group's pool within kv.pool_bytes. A full group gets as many as any; a window group
+// no more than running_max sequences can use. kInvalidArgument: not even one page of each fits.
+struct PoolDemand final {
+  int64_t page_bytes = 0;    // all layers of the group
+  int64_t window_pages = 0;  // pages that one sequence holds at most; 0: a full group
+};
+Result<std::vector<int64_t>> SizePools(const std::vector<PoolDemand>& groups, int64_t pool_bytes,
+                                       int64_t full_pages_max, int64_t running_max);
+
+}  // namespace lacuna::engine
