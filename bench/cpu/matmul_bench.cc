@@ -1,5 +1,5 @@
 // Matmul of the CPU backend against the machine's ceilings and, where it is installed, oneDNN.
-//   matmul_bench [threads] [bf16|f32] [isa_max]
+//   matmul_bench [threads] [bf16|f32] [isa_max] [rows]
 // Prints GFLOP/s with the share of the register-loop peak, and GB/s of weights for few rows. The
 // few-row runs cycle through copies of the weight that exceed every cache. oneDNN runs on OpenMP:
 // set OMP_NUM_THREADS to the same number of threads.
@@ -223,7 +223,9 @@ int Main(int argc, char** argv) {
   PrintCeilings(pool);
   const double peak = options.precision == DType::kBF16 ? PeakGflops(pool) : PeakGflops(pool) / 2;
   constexpr int64_t kShapes[][2] = {{1536, 1024}, {1024, 1024}, {5632, 1024}, {1024, 2816}};
+  const int64_t only = argc > 4 ? std::atoll(argv[4]) : 0;
   for (const int64_t m : {1, 2, 4, 8, 16, 64, 512, 2048}) {
+    if (only != 0 && m != only) continue;
     for (const auto& shape : kShapes) Run(**backend, m, shape[0], shape[1], peak);
   }
   return 0;

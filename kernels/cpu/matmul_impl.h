@@ -144,6 +144,17 @@ void Strip(const PanelArgs& args, int64_t first, float* c) {
   }
 }
 
+// Brings in the lines of out while the strip is computed: the stores come in one burst.
+inline void PrefetchOut(const PanelArgs& args, int64_t first, int64_t rows) {
+  const int64_t element_bytes = args.out_bf16 ? 2 : 4;
+  const char* out = static_cast<const char*>(args.out) + first * args.out_stride * element_bytes;
+  for (int64_t r = 0; r < rows; ++r) {
+    __builtin_prefetch(out, 1);
+    __builtin_prefetch(out + kPanelColumns * element_bytes - 1, 1);
+    out += args.out_stride * element_bytes;
+  }
+}
+
 template <typename P, int... kIndex>
 void Panel(const PanelArgs& args, std::integer_sequence<int, kIndex...>) {
   using StripFunction = void (*)(const PanelArgs&, int64_t, float*);
@@ -154,6 +165,7 @@ void Panel(const PanelArgs& args, std::integer_sequence<int, kIndex...>) {
   for (int64_t strip = 0; strip < strips; ++strip) {
     const int64_t first = args.rows * strip / strips;
     const int64_t rows = args.rows * (strip + 1) / strips - first;
+    PrefetchOut(args, first, rows);
     kStrips[rows - 1](args, first, c);
     Finish(args, first, rows, c);
   }

@@ -1,0 +1,274 @@
+// The checkers refuse wrong ranks, shapes, dtypes and strides with the op's and tensor's name.
+#include "kernels/ops/checks.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <limits>
+#include <string>
+#include <vector>
+
+namespace lacuna::kernels {
+namespace {
+
+using testing::HasSubstr;
+
+alignas(64) float memory[1 << 16];
+const float kNan = std::numeric_limits<float>::quiet_NaN();
+
+TensorView F32(std::initializer_list<int64_t> shape) { return {memory, DType::kF32, shape}; }
+TensorView Act(std::initializer_list<int64_t> shape) { return {memory, DType::kBF16, shape}; }
+TensorView Ints(int64_t count) { return {memory, DType::kI32, {count}}; }
+
+class FakeMatrix final : public PreparedMatrix {
+ public:
+  int64_t rows() const override { return 6; }
+  int64_t columns() const override { return 8; }
+  int64_t bytes() const override { return 96; }
+};
+const FakeMatrix kMatrix;
+
+// A good argument struct, and the ways to spoil it with the words that the error must hold.
+template <typename Args>
+struct Spoiled final {
+  std::string words;
+  std::function<void(Args&)> spoil;
+};
+
+template <typename Args>
+void ExpectRefused(const Args& good, const std::vector<Spoiled<Args>>& cases) {
+  EXPECT_EQ(Check(good, DType::kBF16), OkStatus());
+  for (const auto& [words, spoil] : cases) {
+    Args args = good;
+    spoil(args);
+    const Status status = Check(args, DType::kBF16);
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << words;
+    EXPECT_THAT(status.message(), HasSubstr(words));
+  }
+}
+
+TEST(Checks, Embed) {
+  const EmbedArgs good{.ids = Ints(3), .table = Act({10, 8}), .out = F32({3, 8})};
+  ExpectRefused<EmbedArgs>(good, {{"Embed: ids: got [3] f32", [](auto& a) { a.ids = F32({3}); }},
+                                  {"Embed: ids: got []", [](auto& a) { a.ids = {}; }},
+                                  {"Embed: table", [](auto& a) { a.table = Ints(10); }},
+                                  {"Embed: out: got [3, 9] f32, need [3, 8] f32",
+                                   [](auto& a) {
+                                     a.out = F32({3, 9});
+                                   }},
+                                  {"Embed: out",
+                                   [](auto& a) {
+                                     a.out = F32({4, 8});
+                                   }},
+                                  {"Embed: out",
+                                   [](auto& a) {
+                                     a.out = Act({3, 8});
+                                   }},
+                                  {"Embed: out: got null", [](auto& a) {
+                                     a.out = {nullptr, DType::kF32, {3, 8}};
+                                   }}});
+}
+
+TEST(Checks, RmsNorm) {
+  const RmsNormArgs good{.x = F32({3, 8}), .weight = F32({8}), .out = Act({3, 8})};
+  ExpectRefused<RmsNormArgs>(good, {{"RmsNorm: x: need rank", [](auto& a) { a.x = F32({8}); }},
+                                    {"RmsNorm: x",
+                                     [](auto& a) {
+                                       a.x = {memory, DType::kF16, {3, 8}};
+                                     }},
+                                    {"RmsNorm: weight", [](auto& a) { a.weight = F32({7}); }},
+                                    {"RmsNorm: weight", [](auto& a) { a.weight = Act({8}); }},
+                                    {"RmsNorm: out",
+                                     [](auto& a) {
+                                       a.out = Act({3, 2, 4});
+                                     }},
+                                    {"RmsNorm: out", [](auto& a) { a.accumulate = true; }},
+                                    {"RmsNorm: eps", [](auto& a) { a.eps = kNan; }},
+                                    {"RmsNorm: eps", [](auto& a) { a.eps = -1.0f; }}});
+  RmsNormArgs heads{.x = Act({3, 2, 8}), .weight = F32({8}), .out = Act({3, 2, 8})};
+  EXPECT_EQ(Check(heads, DType::kBF16), OkStatus());
+  heads.x = TensorView::Rows(memory, DType::kBF16, {3, 2, 8}, 15);  // rows overlap
+  EXPECT_THAT(Check(heads, DType::kBF16).message(), HasSubstr("RmsNorm: x: got null, misaligned"));
+}
+
+TEST(Checks, Matmul) {
+  const MatmulArgs good{.x = Act({3, 8}), .weight = &kMatrix, .bias = F32({6}), .out = F32({3, 6})};
+  ExpectRefused<MatmulArgs>(
+      good, {{"Matmul: weight", [](auto& a) { a.weight = nullptr; }},
+             {"Matmul: x",
+              [](auto& a) {
+                a.x = Act({3, 7});
+              }},
+             {"Matmul: x",
+              [](auto& a) {
+                a.x = F32({3, 8});
+              }},
+             {"Matmul: x: got null, misaligned",
+              [](auto& a) {
+                a.x = {reinterpret_cast<std::byte*>(memory) + 1, DType::kBF16, {3, 8}};
+              }},
+             {"Matmul: bias", [](auto& a) { a.bias = F32({8}); }},
+             {"Matmul: out",
+              [](auto& a) {
+                a.out = F32({3, 8});
+              }},
+             {"Matmul: out",
+              [](auto& a) {
+                a.out = TensorView::Rows(memory, DType::kF32, {3, 6}, 5);
+              }},
+             {"Matmul: out: need f32", [](auto& a) {
+                a.out = Act({3, 6});
+                a.accumulate = true;
+              }}});
+}
+
+TEST(Checks, Rope) {
+  const RopeArgs good{.x = Act({3, 2, 8}), .positions = Ints(3), .cos_sin = F32({16, 8})};
+  ExpectRefused<RopeArgs>(good, {{"Rope: x",
+                                  [](auto& a) {
+                                    a.x = Act({3, 16});
+                                  }},
+                                 {"Rope: positions", [](auto& a) { a.positions = Ints(4); }},
+                                 {"Rope: cos_sin",
+                                  [](auto& a) {
+                                    a.cos_sin = F32({16, 10});
+                                  }},
+                                 {"Rope: cos_sin",
+                                  [](auto& a) {
+                                    a.cos_sin = F32({16, 3});
+                                  }},
+                                 {"Rope: cos_sin", [](auto& a) {
+                                    a.cos_sin = F32({16, 0});
+                                  }}});
+}
+
+TEST(Checks, GatedActivation) {
+  const GatedActivationArgs good{.gate_up = Act({3, 16}), .out = Act({3, 8})};
+  ExpectRefused<GatedActivationArgs>(good, {{"GatedActivation: gate_up",
+                                             [](auto& a) {
+                                               a.gate_up = Act({3, 8});
+                                             }},
+                                            {"GatedActivation: gate_up",
+                                             [](auto& a) {
+                                               a.gate_up = F32({3, 16});
+                                             }},
+                                            {"GatedActivation: out",
+                                             [](auto& a) {
+                                               a.out = F32({3, 8});
+                                             }},
+                                            {"GatedActivation: activation", [](auto& a) {
+                                               a.activation = static_cast<Activation>(7);
+                                             }}});
+}
+
+TEST(Checks, GatherRowsAndSoftcap) {
+  const GatherRowsArgs gather{.x = F32({3, 8}), .rows = Ints(2), .out = F32({2, 8})};
+  ExpectRefused<GatherRowsArgs>(gather, {{"GatherRows: x",
+                                          [](auto& a) {
+                                            a.x = Act({3, 8});
+                                          }},
+                                         {"GatherRows: out",
+                                          [](auto& a) {
+                                            a.out = F32({3, 8});
+                                          }},
+                                         {"GatherRows: rows", [](auto& a) { a.rows = F32({2}); }}});
+  const SoftcapArgs softcap{.x = F32({3, 8}), .cap = 30.0f};
+  ExpectRefused<SoftcapArgs>(softcap, {{"Softcap: x",
+                                        [](auto& a) {
+                                          a.x = Act({3, 8});
+                                        }},
+                                       {"Softcap: cap", [](auto& a) { a.cap = 0.0f; }},
+                                       {"Softcap: cap", [](auto& a) { a.cap = kNan; }}});
+}
+
+KvPool GoodPool() {
+  KvPool pool;
+  pool.data = memory;
+  pool.pages = 2;
+  pool.kv_heads = 2;
+  pool.head_dim = 16;
+  pool.page_tokens = 16;
+  return pool;
+}
+
+TEST(Checks, AppendKv) {
+  const AppendKvArgs good{
+      .k = Act({3, 2, 16}), .v = Act({3, 2, 16}), .slots = Ints(3), .pool = GoodPool()};
+  ExpectRefused<AppendKvArgs>(
+      good, {{"AppendKv: k",
+              [](auto& a) {
+                a.k = Act({3, 2, 8});
+              }},
+             {"AppendKv: v",
+              [](auto& a) {
+                a.v = Act({4, 2, 16});
+              }},
+             {"AppendKv: slots", [](auto& a) { a.slots = Ints(2); }},
+             {"AppendKv: pool: need the dtype", [](auto& a) { a.pool.dtype = DType::kF32; }},
+             {"AppendKv: pool: need page_tokens", [](auto& a) { a.pool.page_tokens = 17; }},
+             {"AppendKv: pool: need memory", [](auto& a) { a.pool.data = nullptr; }},
+             {"AppendKv: pool: need at least", [](auto& a) { a.pool.kv_heads = 0; }}});
+}
+
+TEST(Checks, Attention) {
+  static constexpr int64_t kOffsets[3] = {};
+  AttendDecodeArgs decode{};
+  decode.q = Act({2, 4, 16});
+  decode.pool = GoodPool();
+  decode.positions = Ints(2);
+  decode.lists = {nullptr, nullptr, kOffsets, 2};
+  decode.out = Act({2, 4, 16});
+  decode.lse = F32({2, 4});
+  ExpectRefused<AttendDecodeArgs>(
+      decode, {{"AttendDecode: q",
+                [](auto& a) {
+                  a.q = Act({2, 3, 16});
+                }},
+               {"AttendDecode: q",
+                [](auto& a) {
+                  a.q = Act({2, 0, 16});
+                }},
+               {"AttendDecode: out",
+                [](auto& a) {
+                  a.out = Act({2, 4, 8});
+                }},
+               {"AttendDecode: lse",
+                [](auto& a) {
+                  a.lse = F32({2, 2});
+                }},
+               {"AttendDecode: positions", [](auto& a) { a.positions = Ints(1); }},
+               {"AttendDecode: lists:", [](auto& a) { a.lists.lists = 3; }},
+               {"AttendDecode: lists:", [](auto& a) { a.lists.offsets = nullptr; }},
+               {"AttendDecode: lists_per_row", [](auto& a) { a.lists_per_row = 4; }},
+               {"AttendDecode: scale", [](auto& a) { a.params.scale = kNan; }},
+               {"AttendDecode: softcap", [](auto& a) { a.params.softcap = -1.0f; }},
+               {"AttendDecode: shape", [](auto& a) { a.params.shape.window_tokens = -1; }}});
+  const PrefillChunk chunks[] = {{.first_row = 0, .rows = 2, .first_position = 5}};
+  static const PrefillChunk kPast[] = {{.first_row = 1, .rows = 2, .first_position = 0}};
+  static const PrefillChunk kHuge[] = {
+      {.first_row = 0, .rows = 2, .first_position = std::numeric_limits<int32_t>::max()}};
+  static const KeyRanges kNoOffsets{};
+  AttendPrefillArgs prefill{};
+  prefill.q = decode.q;
+  prefill.pool = decode.pool;
+  prefill.chunks = chunks;
+  prefill.lists = {nullptr, nullptr, kOffsets, 1};
+  prefill.out = decode.out;
+  ExpectRefused<AttendPrefillArgs>(
+      prefill, {{"AttendPrefill: chunks", [](auto& a) { a.chunks = kPast; }},
+                {"AttendPrefill: chunks", [](auto& a) { a.chunks = kHuge; }},
+                {"AttendPrefill: lists", [](auto& a) { a.lists.lists = 2; }},
+                {"AttendPrefill: ranges", [](auto& a) { a.ranges = &kNoOffsets; }}});
+}
+
+TEST(Checks, Weight) {
+  EXPECT_EQ(CheckWeight(F32({2, 3})), OkStatus());
+  for (const TensorView& bad : {F32({2}), F32({0, 3}), F32({2, 0}), F32({1, 2, 3}),
+                                TensorView(memory, DType::kI32, {2, 3}), TensorView()}) {
+    EXPECT_EQ(CheckWeight(bad).code(), StatusCode::kInvalidArgument);
+  }
+}
+
+}  // namespace
+}  // namespace lacuna::kernels
