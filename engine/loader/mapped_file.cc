@@ -7,6 +7,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
@@ -37,7 +38,7 @@ std::string Printable(std::string_view name) {
 }  // namespace
 
 MappedFile::~MappedFile() {
-  if (bytes_ > 0) munmap(const_cast<void*>(data_), bytes_);
+  if (owner_ == Owner::kMapping && bytes_ > 0) munmap(const_cast<void*>(data_), bytes_);
 }
 
 Result<std::unique_ptr<Folder>> Folder::Open(const std::string& path) {
@@ -48,13 +49,27 @@ Result<std::unique_ptr<Folder>> Folder::Open(const std::string& path) {
   return std::unique_ptr<Folder>(new Folder(path, fd));
 }
 
-Folder::~Folder() { close(fd_); }
+std::unique_ptr<Folder> Folder::InMemory(std::string name, std::vector<MemoryFile> files) {
+  std::unique_ptr<Folder> folder(new Folder(std::move(name), -1));
+  folder->files_ = std::move(files);
+  return folder;
+}
+
+Folder::~Folder() {
+  if (fd_ >= 0) close(fd_);
+}
 
 Result<std::unique_ptr<MappedFile>> Folder::Map(std::string_view name, int64_t bytes_max) const {
   const std::string prefix = Printable(name) + ": ";
   if (name.empty() || name == "." || name == ".." || name.find('/') != std::string_view::npos ||
       name.find('\\') != std::string_view::npos || name.find('\0') != std::string_view::npos) {
     return InvalidArgument(prefix + "expected a plain file name, found a path");
+  }
+  if (fd_ < 0) {
+    const auto file = std::ranges::find(files_, name, &MemoryFile::name);
+    if (file == files_.end()) return NotFound(prefix + "no such file");
+    return std::make_unique<MappedFile>(file->bytes.data(), file->bytes.size(),
+                                        MappedFile::Owner::kElsewhere);
   }
   const int fd = OpenBeneath(fd_, std::string(name).c_str());
   if (fd < 0) {

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "engine/loader/bounded_json.h"
+#include "kernels/core/dtype.h"
 
 namespace lacuna::engine {
 namespace {
@@ -172,7 +173,10 @@ void ReadScales(FieldReader& reader, ModelConfig& config) {
     config.logits_softcap = reader.Double("final_logit_softcapping", 0.0, 1e6, 0.0);
   }
   if (family.scales_embedding) {
-    config.embedding_multiplier = std::sqrt(static_cast<double>(config.hidden));
+    // Rounded as the checkpoint's own arithmetic rounds it: that is what the model was trained on.
+    const float multiplier = std::sqrt(static_cast<float>(config.hidden));
+    config.embedding_multiplier = static_cast<double>(
+        config.stored_dtype == "bfloat16" ? ToFloat(ToBF16(multiplier)) : multiplier);
   }
   if (family.multipliers) {
     config.embedding_multiplier = reader.Double("embedding_multiplier", -1e6, 1e6, 1.0);
@@ -342,8 +346,8 @@ Result<ModelConfig> ParseModelConfig(std::string_view config_json,
   LACUNA_RETURN_IF_ERROR(reader.status());
   ReadSizes(reader, config);
   LACUNA_RETURN_IF_ERROR(reader.status());  // the sizes bound all that follows
-  ReadScales(reader, config);
   ReadSwitches(reader, config);
+  ReadScales(reader, config);
   ReadRopes(reader, ReadWindows(reader, config), config);
   LACUNA_RETURN_IF_ERROR(reader.status());
   LACUNA_RETURN_IF_ERROR(AddSpecialTokens(config_json, "config.json", config));

@@ -68,6 +68,7 @@ struct ModelConfig final {
   double attention_softcap = 0.0, logits_softcap = 0.0;  // 0: none
   std::vector<int32_t> layer_window;                     // [layers] tokens; 0: full
   std::vector<RopeConfig> ropes;                         // distinct
+  bool bf16_rope = false;                                // not of the file: see LoadModel
   std::vector<int32_t> layer_rope;                       // [layers] index into ropes
   std::vector<TokenId> eos;                              // sorted, distinct
   std::optional<TokenId> bos;

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "engine/loader/bounded_json.h"
+#include "kernels/core/dtype.h"
 
 namespace lacuna::engine {
 namespace {
@@ -140,7 +141,8 @@ void ReadScaling(FieldReader& rope, const RopeDefaults& defaults, RopeConfig& co
 
 }  // namespace
 
-RopeFrequencies ComputeRopeFrequencies(const RopeConfig& config, int64_t context_tokens) {
+RopeFrequencies ComputeRopeFrequencies(const RopeConfig& config, int64_t context_tokens,
+                                       bool round_to_bf16) {
   RopeFrequencies out;
   out.inverse.resize(static_cast<size_t>(config.rotary_dim / 2));
   for (size_t i = 0; i < out.inverse.size(); ++i) {
@@ -167,6 +169,11 @@ RopeFrequencies ComputeRopeFrequencies(const RopeConfig& config, int64_t context
       for (size_t i = 0; i < out.inverse.size(); ++i) out.inverse[i] /= factors[i];
       out.attention_factor = config.attention_factor.value_or(LongRopeAttentionFactor(config));
       break;
+    }
+  }
+  if (round_to_bf16) {
+    for (double& frequency : out.inverse) {
+      frequency = static_cast<double>(ToFloat(ToBF16(static_cast<float>(frequency))));
     }
   }
   return out;

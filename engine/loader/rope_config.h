@@ -41,7 +41,8 @@ struct RopeFrequencies final {
 // `context_tokens` is the longest sequence that will be served: longrope takes its long factors
 // when that exceeds the original context (Hugging Face switches in mid-sequence, which would leave
 // keys of two kinds in the cache).
-RopeFrequencies ComputeRopeFrequencies(const RopeConfig& config, int64_t context_tokens);
+RopeFrequencies ComputeRopeFrequencies(const RopeConfig& config, int64_t context_tokens,
+                                       bool round_to_bf16 = false);
 
 struct RopeDefaults final {
   int64_t head_dim = 0;

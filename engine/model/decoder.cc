@@ -97,7 +97,7 @@ Decoder::Decoder(ModelConfig config, DecoderWeights weights, kernels::Backend& b
     }
   }
   for (const RopeConfig& rope : config_.ropes) {
-    ropes_.emplace_back(ComputeRopeFrequencies(rope, config_.context_tokens_max),
+    ropes_.emplace_back(ComputeRopeFrequencies(rope, config_.context_tokens_max, config_.bf16_rope),
                         config_.context_tokens_max);
   }
 }

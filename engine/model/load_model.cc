@@ -70,12 +70,13 @@ std::vector<kvcache::KvGroup> MakeKvGroups(const ModelConfig& config) {
 }
 
 Result<std::unique_ptr<Model>> LoadModel(const std::string& path, kernels::Backend& backend,
-                                         int64_t context_tokens) {
+                                         int64_t context_tokens, bool bf16_rope) {
   LACUNA_ASSIGN_OR_RETURN(const std::unique_ptr<Folder> folder, Folder::Open(path));
   LACUNA_ASSIGN_OR_RETURN(ModelConfig config, ReadConfig(*folder));
   if (context_tokens > 0) {
     config.context_tokens_max = std::min(config.context_tokens_max, context_tokens);
   }
+  config.bf16_rope = bf16_rope;
   const std::string_view architecture = config.family->architecture;
   LACUNA_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(*folder));
   LACUNA_ASSIGN_OR_RETURN(std::unique_ptr<Model> model,

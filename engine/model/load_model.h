@@ -13,10 +13,12 @@
 
 namespace lacuna::engine {
 
-// `context_tokens` is the longest sequence that will be served (0: the model's own maximum); it
+// `context_tokens` is the longest sequence that will be served (0: the model's own maximum): it
 // decides which factors a longrope model uses and bounds ModelInfo.context_tokens_max.
+// `bf16_rope` rounds the rotary frequencies to bf16, as a Hugging Face module has them after
+// .to(bfloat16): for comparing with logits made that way. Trained models want the exact ones.
 Result<std::unique_ptr<Model>> LoadModel(const std::string& folder, kernels::Backend& backend,
-                                         int64_t context_tokens = 0);
+                                         int64_t context_tokens = 0, bool bf16_rope = false);
 
 // Weights are a function of (config, seed): for benchmarks, where only shapes matter.
 Result<std::unique_ptr<Model>> MakeRandomModel(const ModelConfig& config, uint64_t seed,
