@@ -123,16 +123,17 @@ void AccumulateTiles(const AttentionTile& tile, const KvBlock& block, float* out
   }
 }
 
-// The whole next block of this head: a slab, contiguous.
-void PrefetchBlock(const AttentionTile& tile, const KvBlock& next) {
-  const auto* slab = static_cast<const char*>(next.k[0]);
-  const int64_t bytes = int64_t{4} * kBlockKeys * tile.head_dim;
-  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(slab + at);
+// A quarter of the next block of this head, which is one slab, at a time: a burst of all its lines
+// would hold up the loads of this one.
+void PrefetchQuarter(const AttentionTile& tile, const KvBlock* next, int quarter) {
+  if (next == nullptr) return;
+  const int64_t bytes = int64_t{kBlockKeys} * tile.head_dim;
+  const auto* slab = static_cast<const char*>(next->k[0]) + quarter * bytes;
+  for (int64_t at = 0; at < bytes; at += 64) Prefetch(slab + at);
 }
 
 void FoldBlockAmx(const AttentionTile& tile, const KvBlock& block, const KvBlock* next) {
   const uint64_t listed = ListedKeys(block.groups);
-  if (next != nullptr) PrefetchBlock(tile, *next);
   for (int row = 0; row < tile.rows; row += kAmxRows) {
     const int rows = tile.rows - row < kAmxRows ? tile.rows - row : kAmxRows;
     uint64_t keys[kAmxRows];
@@ -145,9 +146,11 @@ void FoldBlockAmx(const AttentionTile& tile, const KvBlock& block, const KvBlock
     const auto* q = static_cast<const uint16_t*>(tile.q) + int64_t{row} * tile.head_dim;
     float* out = tile.out + int64_t{row} * tile.head_dim;
     const bool two = rows > kTileRows;
+    PrefetchQuarter(tile, next, 0);
     Fence();
     two ? ScoreTiles<true>(tile, block, q) : ScoreTiles<false>(tile, block, q);
     Fence();
+    PrefetchQuarter(tile, next, 1);
     float factor[kAmxRows];
     SoftmaxRows<Bf16Dot>(tile, row, rows, keys, factor);
     for (int r = 0; r < rows; ++r) {
@@ -156,9 +159,12 @@ void FoldBlockAmx(const AttentionTile& tile, const KvBlock& block, const KvBlock
       const Vec scale = Set1(factor[r]);
       for (int d = 0; d < tile.head_dim; d += kLanes) Store(sums + d, Mul(Load(sums + d), scale));
     }
+    PrefetchQuarter(tile, next, 2);
     Fence();
     two ? AccumulateTiles<true>(tile, block, out) : AccumulateTiles<false>(tile, block, out);
     Fence();
+    PrefetchQuarter(tile, next, 3);
+    next = nullptr;
   }
 }
 
