@@ -85,7 +85,6 @@ class Choice final {
   StopMatcher stop_matcher_;
   Metrics* metrics_;  // null once moved from or done
   int64_t min_tokens_;
-  int64_t max_tokens_;
   int64_t tokens_ = 0;
   bool stopped_ = false;  // a stop string was met; the engine has been told to cancel
   std::string matched_stop_;

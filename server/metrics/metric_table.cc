@@ -1,0 +1,77 @@
+#include "server/metrics/metric_table.h"
+
+#include <array>
+
+namespace lacuna::server {
+namespace {
+
+using I = MetricId;
+constexpr MetricKind kC = MetricKind::kCounter;
+constexpr MetricKind kG = MetricKind::kGauge;
+constexpr MetricKind kH = MetricKind::kHistogram;
+
+constexpr std::array kTable = {
+    MetricRow{I::kRunning, kG, "vllm:num_requests_running", "", "Requests that hold pages."},
+    MetricRow{I::kWaiting, kG, "vllm:num_requests_waiting", "", "Requests in the queue."},
+    MetricRow{I::kKvUsage, kG, "vllm:kv_cache_usage_perc", "",
+              "Used share of the fullest page pool, 0 to 1; cached pages count as free."},
+    MetricRow{I::kCacheConfig, kG, "vllm:cache_config_info", "block_size,num_gpu_blocks",
+              "1; the labels hold the page size in tokens and the pages of the first pool."},
+    MetricRow{I::kPromptTokens, kC, "vllm:prompt_tokens_total", "", "Prompt tokens processed."},
+    MetricRow{I::kGenerationTokens, kC, "vllm:generation_tokens_total", "", "Tokens generated."},
+    MetricRow{I::kRequestSuccess, kC, "vllm:request_success_total", "finished_reason",
+              "Choices that ended: stop, length, abort (the caller went away), error."},
+    MetricRow{I::kPreemptions, kC, "vllm:num_preemptions_total", "",
+              "Sequences stopped to free their pages, and run again later."},
+    MetricRow{I::kPrefixQueries, kC, "vllm:prefix_cache_queries_total", "",
+              "Prompt tokens looked up in the prefix cache."},
+    MetricRow{I::kPrefixHits, kC, "vllm:prefix_cache_hits_total", "",
+              "Prompt tokens found in the prefix cache."},
+    MetricRow{I::kTimeToFirstToken, kH, "vllm:time_to_first_token_seconds", "",
+              "From submit to the first token."},
+    MetricRow{I::kInterToken, kH, "vllm:inter_token_latency_seconds", "",
+              "Between two tokens of one choice, as the server reads them."},
+    MetricRow{I::kTimePerOutputToken, kH, "vllm:request_time_per_output_token_seconds", "",
+              "Mean time of a choice's tokens after the first."},
+    MetricRow{I::kEndToEnd, kH, "vllm:e2e_request_latency_seconds", "", "From submit to the end."},
+    MetricRow{I::kQueueTime, kH, "vllm:request_queue_time_seconds", "",
+              "From submit to admission."},
+    MetricRow{I::kPrefillTime, kH, "vllm:request_prefill_time_seconds", "",
+              "From admission to the first token."},
+    MetricRow{I::kDecodeTime, kH, "vllm:request_decode_time_seconds", "",
+              "From the first token to the end."},
+    MetricRow{I::kInferenceTime, kH, "vllm:request_inference_time_seconds", "",
+              "From admission to the end."},
+    MetricRow{I::kRequestPromptTokens, kH, "vllm:request_prompt_tokens", "",
+              "Prompt tokens of a request."},
+    MetricRow{I::kRequestGenerationTokens, kH, "vllm:request_generation_tokens", "",
+              "Tokens generated for a request."},
+    MetricRow{I::kKvPages, kG, "lacuna_kv_pages", "group,state",
+              "Pages by KvGroup and state: free, used, cached; they add up to total."},
+    MetricRow{I::kWaitingTokens, kG, "lacuna_waiting_tokens", "",
+              "Prompt tokens of the queued requests."},
+    MetricRow{I::kSteps, kC, "lacuna_steps_total", "", "Steps of the engine."},
+    MetricRow{I::kPlanSeconds, kH, "lacuna_plan_seconds", "", "Time to plan one step."},
+    MetricRow{I::kStepSeconds, kH, "lacuna_step_seconds", "", "Time of one whole step."},
+    MetricRow{I::kBatchMax, kG, "lacuna_batch_sequences_max", "",
+              "Sequences of the largest step so far."},
+    MetricRow{I::kSubmitted, kC, "lacuna_requests_submitted_total", "",
+              "Requests that the engine accepted."},
+    MetricRow{I::kRejected, kC, "lacuna_requests_rejected_total", "",
+              "Requests that the engine refused at intake."},
+    MetricRow{I::kEvictedPages, kC, "lacuna_evicted_pages_total", "",
+              "Cached pages dropped to make room."},
+    MetricRow{I::kReady, kG, "lacuna_ready", "", "1 while /ready answers 200."},
+    MetricRow{I::kHttpRequests, kC, "lacuna_http_requests_total", "handler,method,status",
+              "HTTP answers; unknown routes have the handler \"other\"."},
+    MetricRow{I::kHttpConnections, kG, "lacuna_http_connections", "", "Open HTTP connections."},
+};
+static_assert(kTable.size() == static_cast<size_t>(MetricId::kCount));
+
+}  // namespace
+
+std::span<const MetricRow> MetricTable() { return kTable; }
+
+const MetricRow& Row(MetricId id) { return kTable[static_cast<size_t>(id)]; }
+
+}  // namespace lacuna::server
