@@ -5,8 +5,6 @@
 #include <charconv>
 #include <optional>
 
-#include "server/text/jinja_parser.h"
-
 namespace lacuna::server::jinja {
 namespace {
 

@@ -2,6 +2,7 @@
 #include <array>
 #include <charconv>
 #include <cmath>
+#include <cstring>
 
 #include "server/text/jinja_runtime.h"
 #include "server/text/jinja_unicode.h"
@@ -48,24 +49,28 @@ Result<Value> CaseFold(const Value& value, bool case_sensitive) {
   return Value::String(ToLower(*value.AsString()));
 }
 
-// ---- text ----
-
-// The first letter after white space or an opening bracket large, the rest small.
+// Each word (after white space, a bracket or a hyphen) with a capital.
 std::string Title(std::string_view text) {
   std::string out;
-  size_t start = 0;
+  size_t start = 0;  // of the word
+  const auto put_word = [&](size_t end) {
+    if (start == end) return;
+    size_t second = start;
+    NextCodePoint(text, second);
+    out += ToUpper(text.substr(start, second - start)) + ToLower(text.substr(second, end - second));
+  };
   for (size_t pos = 0; pos < text.size();) {
     const size_t at = pos;
     const char32_t code = NextCodePoint(text, pos);
-    const bool breaks =
-        IsSpace(code) || (code < 0x80 && std::string_view("-({[<").find(static_cast<char>(code)) !=
-                                             std::string_view::npos);
-    if (!breaks) continue;
-    out += Capitalize(text.substr(start, at - start));
+    const bool opens =
+        code > 0 && code < 0x80 && std::strchr("-({[<", static_cast<int>(code)) != nullptr;
+    if (!opens && !IsSpace(code)) continue;
+    put_word(at);
     out += text.substr(at, pos - at);
     start = pos;
   }
-  return out + Capitalize(text.substr(start));
+  put_word(text.size());
+  return out;
 }
 
 std::string Escape(std::string_view text) {
@@ -150,8 +155,6 @@ Result<Value> TextFilter(Runtime& runtime, const std::string& name, const Value&
   return MakeString(runtime, std::move(text));  // string, safe
 }
 
-// ---- numbers ----
-
 Result<Value> ParseNumber(const Value& value, const Parameters& given, bool as_int) {
   const Value fallback = given[0] ? *given[0] : as_int ? Value(int64_t{0}) : Value(0.0);
   double number = 0;
@@ -220,8 +223,6 @@ Result<Value> NumberFilter(Runtime& runtime, const std::string& name, const Valu
   if (!value.IsNumber()) return WrongInput(name, value);
   return Value(std::abs(value.AsDouble()));
 }
-
-// ---- sequences ----
 
 Result<Value> Join(Runtime& runtime, const List& list, const Parameters& given) {
   std::string separator;
@@ -488,8 +489,6 @@ Result<Value> Select(Runtime& runtime, const std::string& name, const List& list
   }
   return Value::Sequence(std::move(items), SequenceKind::kStream);
 }
-
-// ---- the rest ----
 
 Result<Value> Length(Runtime& runtime, const Value& value) {
   if (const std::string* text = value.AsString()) {

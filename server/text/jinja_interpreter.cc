@@ -104,14 +104,9 @@ Result<Interpreter::Flow> Interpreter::ExecuteFor(const ForNode& node, const Sco
   }
   const auto loop = std::make_shared<Loop>();
   loop->list = list;
-  loop->depth = 1;
-  for (const Scope* outer = scope.get(); outer != nullptr; outer = outer->parent) {
-    loop->depth += outer->is_loop ? 1 : 0;
-  }
   for (size_t i = 0; i < list->items.size(); ++i) {
     loop->index = i;
     const auto inner = std::make_shared<Scope>(scope.get());
-    inner->is_loop = true;
     inner->variables.emplace("loop", Value(loop));
     LACUNA_RETURN_IF_ERROR(Assign(node.target, list->items[i], inner));
     LACUNA_ASSIGN_OR_RETURN(const Flow flow, Execute(node.body, inner));

@@ -16,7 +16,6 @@ struct Scope {
   explicit Scope(const Scope* parent_scope) : parent(parent_scope) {}
   const Scope* parent;  // outlives this one: scopes stand on the stack of the interpreter
   std::map<std::string, Value, std::less<>> variables;
-  bool is_loop = false;
 };
 
 class Interpreter final {

@@ -300,7 +300,10 @@ class Lexer {
     }
     constexpr std::string_view kOpen = "([{";
     constexpr std::string_view kShut = ")]}";
-    if (kOpen.find(c) != kNone) brackets.push_back(c);
+    if (kOpen.find(c) != kNone) {
+      if (brackets.size() >= kParseDepthMax) return ErrorAt(line_, "nested too deep");
+      brackets.push_back(c);
+    }
     if (const size_t shut = kShut.find(c); shut != kNone) {
       if (brackets.empty() || brackets.back() != kOpen[shut]) {
         return ErrorAt(line_, "unexpected '" + std::string(1, c) + "'");

@@ -11,6 +11,9 @@
 
 namespace lacuna::server::jinja {
 
+// Brackets, blocks and operators inside each other.
+inline constexpr int kParseDepthMax = 100;
+
 enum class TokenKind {
   kText,
   kOutputBegin,

@@ -145,8 +145,8 @@ Result<Value> LoopAttribute(const Loop& loop, std::string_view name) {
   if (name == "first") return Value(index == 0);
   if (name == "last") return Value(index == length - 1);
   if (name == "length") return Value(length);
-  if (name == "depth") return Value(int64_t{loop.depth});
-  if (name == "depth0") return Value(int64_t{loop.depth - 1});
+  // Of recursive loops, which are not supported.
+  if (name == "depth" || name == "depth0") return Value(int64_t{name == "depth" ? 1 : 0});
   if (name == "previtem" && index > 0) return loop.list->items[loop.index - 1];
   if (name == "nextitem" && index + 1 < length) return loop.list->items[loop.index + 1];
   return Value::NotDefined("loop has no '" + std::string(name) + "' here");

@@ -9,8 +9,6 @@
 
 namespace lacuna::server::jinja {
 
-// Brackets, blocks and operators inside each other.
-inline constexpr int kParseDepthMax = 100;
 inline constexpr size_t kSourceBytesMax = 4 << 20;
 
 // Errors (kInvalidArgument): "chat template: line 3: ...".

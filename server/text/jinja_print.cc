@@ -15,7 +15,7 @@ namespace {
 std::string FloatRepr(double number, bool json) {
   if (std::isnan(number)) return json ? "NaN" : "nan";
   if (std::isinf(number)) {
-    return std::string(number < 0 ? "-" : "") + (json ? "Infinity" : "inf");
+    return std::string(number < 0 ? "-" : "").append(json ? "Infinity" : "inf");
   }
   char buffer[64];
   const auto end = std::to_chars(buffer, buffer + sizeof(buffer), std::abs(number),
@@ -28,17 +28,20 @@ std::string FloatRepr(double number, bool json) {
   std::from_chars(digits_of_exponent, end, exponent);
   std::string digits(text.substr(0, e));
   std::erase(digits, '.');
-  const std::string sign = std::signbit(number) ? "-" : "";
+  std::string out(std::signbit(number) ? "-" : "");
   if (exponent < -4 || exponent >= 16) {
-    if (digits.size() > 1) digits.insert(1, ".");
+    out.append(digits, 0, 1);
+    if (digits.size() > 1) out.append(1, '.').append(digits, 1);
     const std::string size = std::to_string(std::abs(exponent));
-    return sign + digits + (exponent < 0 ? "e-" : "e+") + (size.size() < 2 ? "0" : "") + size;
+    return out.append(exponent < 0 ? "e-" : "e+").append(size.size() < 2 ? "0" : "").append(size);
   }
-  if (exponent < 0)
-    return sign + "0." + std::string(static_cast<size_t>(-exponent - 1), '0') + digits;
+  if (exponent < 0) {
+    return out.append("0.").append(static_cast<size_t>(-exponent - 1), '0').append(digits);
+  }
   const size_t whole = static_cast<size_t>(exponent) + 1;
-  if (digits.size() <= whole) return sign + digits + std::string(whole - digits.size(), '0') + ".0";
-  return sign + digits.insert(whole, ".");
+  if (digits.size() < whole) digits.append(whole - digits.size(), '0');
+  out.append(digits, 0, whole).append(1, '.');
+  return digits.size() > whole ? out.append(digits, whole) : out.append(1, '0');
 }
 
 void AppendHex(char32_t code, int digits, std::string& out) {
@@ -86,7 +89,7 @@ class Printer {
       return Put("}");
     }
     // Python prints an address here; nothing of the process belongs in a prompt.
-    return Put("<" + std::string(value.TypeName()) + ">");
+    return Put(std::string(1, '<').append(value.TypeName()).append(1, '>'));
   }
 
   Status Json(const Value& value, const JsonStyle& style, int level) {
@@ -182,7 +185,7 @@ class Printer {
     if (style.indent < 0) return OkStatus();
     const size_t spaces = static_cast<size_t>(style.indent) * static_cast<size_t>(level);
     LACUNA_RETURN_IF_ERROR(budget_.CheckString(spaces));
-    return Put("\n" + std::string(spaces, ' '));
+    return Put(std::string(1, '\n').append(spaces, ' '));
   }
 
   Status JsonString(std::string_view text, const JsonStyle& style) {

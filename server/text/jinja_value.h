@@ -85,7 +85,6 @@ struct Namespace {
 struct Loop {
   std::shared_ptr<const List> list;
   size_t index = 0;
-  int depth = 1;
   std::shared_ptr<const List> changed;  // arguments of the last loop.changed(...)
 };
 
