@@ -52,6 +52,7 @@ inline UVec LoadVec(const void* from) {
   std::memcpy(&bits, from, sizeof(bits));
   return bits;
 }
+inline void StoreVec(float* to, Vec value) { std::memcpy(to, &value, sizeof(value)); }
 
 struct F32 final {
   static constexpr int kPerStep = 1;  // elements of k
@@ -132,7 +133,7 @@ void StripGroup(const PanelArgs& args, int64_t first, int64_t group, float* c) {
   }
   for (int r = 0; r < kRows; ++r) {
     for (int v = 0; v < kGroupVecs; ++v) {
-      std::memcpy(c + r * kPanelColumns + group + v * kLanes, &sum[r][v], sizeof(Vec));
+      StoreVec(c + r * kPanelColumns + group + v * kLanes, sum[r][v]);
     }
   }
 }
