@@ -21,8 +21,9 @@ inline Vec Div(Vec a, Vec b) { return _mm256_div_ps(a, b); }
 inline Vec Fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
 inline Vec Max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
 inline Vec Min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
-inline Vec ShiftToExponent(Vec x) {
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x), 23));
+inline Vec AddToExponent(Vec a, Vec b) {
+  const __m256i shifted = _mm256_slli_epi32(_mm256_castps_si256(b), 23);
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), shifted));
 }
 inline Vec KeepOrNegInf(Vec x, uint32_t bits) {
   const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);

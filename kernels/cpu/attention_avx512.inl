@@ -15,8 +15,9 @@ inline Vec Div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
 inline Vec Fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 inline Vec Max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 inline Vec Min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
-inline Vec ShiftToExponent(Vec x) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x), 23));
+inline Vec AddToExponent(Vec a, Vec b) {
+  const __m512i shifted = _mm512_slli_epi32(_mm512_castps_si512(b), 23);
+  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), shifted));
 }
 inline Vec KeepOrNegInf(Vec x, uint32_t bits) {
   return _mm512_mask_blend_ps(static_cast<__mmask16>(bits), _mm512_set1_ps(-__builtin_inff()), x);

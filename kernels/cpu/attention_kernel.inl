@@ -1,7 +1,7 @@
 // The attention kernel, written once over a small set of vector operations. Included by one
 // translation unit per instruction set, inside its anonymous namespace, after these names:
 //   Vec, kLanes, kMicroRows, kMicroCols, Load, Store, Set1, Add, Sub, Mul, Div, Fma (a * b + c),
-//   Max (the second operand when one is NaN), Min, ShiftToExponent (the lane's bits << 23),
+//   Max (the second operand when one is NaN), Min, AddToExponent (bits of a + (bits of b << 23)),
 //   KeepOrNegInf (lanes without their bit become -inf), ReduceMax, AnyGreater, First (lane 0),
 //   WidenEven and WidenOdd (elements 2i and 2i + 1 of a run of bf16).
 // An element type E names Kv (stored), A (left operand: query and probability), kPack (elements per
@@ -62,19 +62,19 @@ struct Bf16Widened final {
   }
 };
 
-// 2^x for x <= 126; exactly 1 at 0, exactly 0 below -126.5, relative error under 2e-7 between.
-// Adding 1.5 * 2^23 + 127 rounds x to the integer n and leaves n + 127 in the low bits; 2^(x - n)
-// is a minimax polynomial on [-1/2, 1/2] with the constant term held at 1.
+// 2^x for x <= 126; exactly 1 at 0, exactly 0 below -127, relative error under 2e-7 down to -126.
+// Adding 1.5 * 2^23 rounds x to the integer n and leaves it in the low bits; 2^(x - n) is a minimax
+// polynomial on [-1/2, 1/2] with the constant term held at 1, and n goes onto its exponent.
 inline Vec Exp2(Vec x) {
   x = Max(Set1(-127.0f), x);
-  const Vec magic = Set1(12582912.0f + 127.0f);
+  const Vec magic = Set1(12582912.0f);
   const Vec biased = Add(x, magic);
   const Vec f = Sub(x, Sub(biased, magic));
   Vec p = Fma(f, Set1(0.00132647286f), Set1(0.0096715156f));
   p = Fma(p, f, Set1(0.0555073377f));
   p = Fma(p, f, Set1(0.24022242f));
   p = Fma(p, f, Set1(0.693146978f));
-  return Mul(Fma(p, f, Set1(1.0f)), ShiftToExponent(biased));
+  return AddToExponent(Fma(p, f, Set1(1.0f)), biased);
 }
 
 // cap * tanh(s / cap), through tanh(y) = 1 - 2 / (1 + exp(2 y))

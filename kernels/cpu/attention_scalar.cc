@@ -24,8 +24,9 @@ inline Vec Div(Vec a, Vec b) { return a / b; }
 inline Vec Fma(Vec a, Vec b, Vec c) { return a * b + c; }
 inline Vec Max(Vec a, Vec b) { return a > b ? a : b; }
 inline Vec Min(Vec a, Vec b) { return a < b ? a : b; }
-inline Vec ShiftToExponent(Vec x) {
-  return __builtin_bit_cast(Vec, __builtin_bit_cast(IntVec, x) << 23);
+inline Vec AddToExponent(Vec a, Vec b) {
+  using Bits = uint32_t __attribute__((vector_size(16)));
+  return __builtin_bit_cast(Vec, __builtin_bit_cast(Bits, a) + (__builtin_bit_cast(Bits, b) << 23));
 }
 inline Vec KeepOrNegInf(Vec x, uint32_t bits) {
   const IntVec lane{1, 2, 4, 8};
