@@ -20,15 +20,16 @@ struct RopeConfig final {
   int64_t rotary_dim = 0;  // channels of a head that turn; even
   double theta = 10000.0;
   double factor = 1.0;
-  int64_t original_context_tokens = 0;            // llama3, yarn, longrope
-  double low_freq_factor = 1.0;                   // llama3 (Grattafiori et al. 2024)
-  double high_freq_factor = 4.0;                  // llama3
-  double beta_fast = 32.0;                        // yarn (Peng et al. 2023)
-  double beta_slow = 1.0;                         // yarn
-  bool truncate = true;                           // yarn: whole-channel borders of the ramp
-  double mscale = 0.0, mscale_all_dim = 0.0;      // yarn, when both are set (DeepSeek)
-  std::vector<double> short_factor, long_factor;  // longrope (Ding et al. 2024): per channel pair
-  std::optional<double> attention_factor;         // yarn, longrope: in place of the computed one
+  int64_t original_context_tokens = 0;          // llama3, yarn, longrope
+  double low_freq_factor = 1.0;                 // llama3 (Grattafiori et al. 2024)
+  double high_freq_factor = 4.0;                // llama3
+  double beta_fast = 32.0;                      // yarn (Peng et al. 2023)
+  double beta_slow = 1.0;                       // yarn
+  bool truncate = true;                         // yarn: whole-channel borders of the ramp
+  double mscale = 0.0, mscale_all_dim = 0.0;    // yarn, when both are set (DeepSeek)
+  std::vector<double> short_factor = {};        // longrope (Ding et al. 2024): per channel pair
+  std::vector<double> long_factor = {};         // longrope
+  std::optional<double> attention_factor = {};  // yarn, longrope: in place of the computed one
 
   bool operator==(const RopeConfig&) const = default;
 };
