@@ -329,7 +329,7 @@ Status AddSpecialTokens(std::string_view text, const char* file, ModelConfig& co
   const std::vector<TokenId> bos = ReadTokenIds(reader, object, "bos_token_id");
   if (!bos.empty() && !config.bos) config.bos = bos.front();
   std::ranges::sort(config.eos);
-  config.eos.erase(std::ranges::unique(config.eos).begin(), config.eos.end());
+  config.eos.erase(std::unique(config.eos.begin(), config.eos.end()), config.eos.end());
   return reader.status();
 }
 

@@ -4,7 +4,6 @@
 #include <bit>
 #include <cmath>
 #include <limits>
-#include <ranges>
 
 namespace lacuna::engine {
 namespace {
@@ -158,10 +157,23 @@ TokenLogprob ComputeLogprob(std::span<const float> logits, TokenId token, int32_
   if (InRange(token, logits)) out.logprob = logprob(token);
   if (top <= 0) return out;
 
-  std::vector<TokenId> best(std::min(static_cast<size_t>(top), logits.size()));
-  std::ranges::partial_sort_copy(
-      std::views::iota(TokenId{0}, static_cast<TokenId>(logits.size())), best,
-      [&](TokenId a, TokenId b) { return at(a) > at(b) || (at(a) == at(b) && a < b); });
+  // A heap of the best so far: its front is the one to beat.
+  const auto before = [&](TokenId a, TokenId b) {
+    return at(a) > at(b) || (at(a) == at(b) && a < b);
+  };
+  const size_t count = std::min(static_cast<size_t>(top), logits.size());
+  std::vector<TokenId> best;
+  best.reserve(count + 1);
+  for (size_t i = 0; i < logits.size(); ++i) {
+    const TokenId id = static_cast<TokenId>(i);
+    if (best.size() == count && !before(id, best.front())) continue;
+    best.push_back(id);
+    std::push_heap(best.begin(), best.end(), before);
+    if (best.size() <= count) continue;
+    std::pop_heap(best.begin(), best.end(), before);
+    best.pop_back();
+  }
+  std::sort_heap(best.begin(), best.end(), before);
   out.top.reserve(best.size());
   for (const TokenId id : best) out.top.emplace_back(id, logprob(id));
   return out;
@@ -175,7 +187,8 @@ Sampler::Sampler(const SamplingParams& params, std::span<const TokenId> prompt,
   if (params_.repetition_penalty != 1.0) {
     prompt_tokens_.assign(prompt.begin(), prompt.end());
     std::ranges::sort(prompt_tokens_);
-    prompt_tokens_.erase(std::ranges::unique(prompt_tokens_).begin(), prompt_tokens_.end());
+    prompt_tokens_.erase(std::unique(prompt_tokens_.begin(), prompt_tokens_.end()),
+                         prompt_tokens_.end());
   }
 }
 
