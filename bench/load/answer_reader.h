@@ -1,0 +1,37 @@
+// AnswerReader: the body of one answer in pieces -> content pieces, usage and how it ended. Pure.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "bench/load/sse_parser.h"
+
+namespace lacuna::bench {
+
+class AnswerReader final {
+ public:
+  AnswerReader(unsigned http_status, bool stream, bool chat);
+
+  void Push(std::string_view bytes);
+  void Finish();  // the body has ended
+
+  int64_t pieces() const { return pieces_; }  // events that carried text; 1 for a whole answer
+  int64_t input_tokens() const { return input_tokens_; }    // 0: the server did not say
+  int64_t output_tokens() const { return output_tokens_; }  // else the pieces stand for tokens
+  // "" or the class of the failure: "http 503", "stream error", "truncated", "bad answer".
+  const std::string& error() const { return error_; }
+
+ private:
+  void OnEvent(std::string_view data);
+  void Fail(std::string error);
+
+  const bool stream_, chat_;
+  SseParser sse_;
+  std::string body_;
+  int64_t pieces_ = 0, input_tokens_ = 0, output_tokens_ = 0;
+  bool finished_ = false, done_ = false, has_usage_ = false;
+  std::string error_;
+};
+
+}  // namespace lacuna::bench
