@@ -105,6 +105,7 @@ Result<Assembly> Assemble(const Folder& folder, const AssemblyOptions& options,
   parts.vocab_size = model.info().vocab_size;
   parts.context_tokens_max = context_tokens;
   parts.eos = model.info().eos;
+  parts.logit_rows_max = limits.logit_rows_max;
   parts.clock = &clock;
   LACUNA_ASSIGN_OR_RETURN(assembly.engine, Engine::Create(options.engine, std::move(parts)));
   return assembly;

@@ -69,16 +69,15 @@ std::vector<kvcache::KvGroup> MakeKvGroups(const ModelConfig& config) {
   return groups;
 }
 
-Result<std::unique_ptr<Model>> LoadModel(const std::string& path, kernels::Backend& backend,
+Result<std::unique_ptr<Model>> LoadModel(const Folder& folder, kernels::Backend& backend,
                                          int64_t context_tokens, bool bf16_rope) {
-  LACUNA_ASSIGN_OR_RETURN(const std::unique_ptr<Folder> folder, Folder::Open(path));
-  LACUNA_ASSIGN_OR_RETURN(ModelConfig config, ReadConfig(*folder));
+  LACUNA_ASSIGN_OR_RETURN(ModelConfig config, ReadConfig(folder));
   if (context_tokens > 0) {
     config.context_tokens_max = std::min(config.context_tokens_max, context_tokens);
   }
   config.bf16_rope = bf16_rope;
   const std::string_view architecture = config.family->architecture;
-  LACUNA_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(*folder));
+  LACUNA_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(folder));
   LACUNA_ASSIGN_OR_RETURN(std::unique_ptr<Model> model,
                           Decoder::Create(std::move(config), *checkpoint, backend));
   LACUNA_RETURN_IF_ERROR(checkpoint->CheckAllUsed(architecture));
@@ -91,11 +90,10 @@ Result<std::unique_ptr<Model>> MakeRandomModel(const ModelConfig& config, uint64
   return Decoder::Create(config, weights, backend);
 }
 
-Result<ModelSummary> SummarizeModel(const std::string& path) {
+Result<ModelSummary> SummarizeModel(const Folder& folder) {
   ModelSummary summary;
-  LACUNA_ASSIGN_OR_RETURN(const std::unique_ptr<Folder> folder, Folder::Open(path));
-  LACUNA_ASSIGN_OR_RETURN(summary.config, ReadConfig(*folder));
-  LACUNA_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(*folder));
+  LACUNA_ASSIGN_OR_RETURN(summary.config, ReadConfig(folder));
+  LACUNA_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(folder));
   LACUNA_ASSIGN_OR_RETURN(const DecoderWeights weights,
                           LoadDecoderWeights(summary.config, *checkpoint, nullptr));
   LACUNA_RETURN_IF_ERROR(checkpoint->CheckAllUsed(summary.config.family->architecture));

@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 
+#include "engine/loader/mapped_file.h"
 #include "engine/loader/model_config.h"
 #include "engine/model/model.h"
 #include "kernels/core/status.h"
@@ -17,7 +18,7 @@ namespace lacuna::engine {
 // decides which factors a longrope model uses and bounds ModelInfo.context_tokens_max.
 // `bf16_rope` rounds the rotary frequencies to bf16, as a Hugging Face module has them after
 // .to(bfloat16): for comparing with logits made that way. Trained models want the exact ones.
-Result<std::unique_ptr<Model>> LoadModel(const std::string& folder, kernels::Backend& backend,
+Result<std::unique_ptr<Model>> LoadModel(const Folder& folder, kernels::Backend& backend,
                                          int64_t context_tokens = 0, bool bf16_rope = false);
 
 // Weights are a function of (config, seed): for benchmarks, where only shapes matter.
@@ -31,7 +32,7 @@ struct ModelSummary final {
   ModelInfo info;
   std::vector<kvcache::KvGroup> groups;
 };
-Result<ModelSummary> SummarizeModel(const std::string& folder);
+Result<ModelSummary> SummarizeModel(const Folder& folder);
 
 // One group of all full layers, one of all layers of each window, in the order of their first
 // layer.

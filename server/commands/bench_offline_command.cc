@@ -102,7 +102,9 @@ Status OfflineBench::Load() {
     LACUNA_ASSIGN_OR_RETURN(model_, engine::MakeRandomModel(config, kSeed, *backend_));
     name_ = path.stem().string();
   } else {
-    LACUNA_ASSIGN_OR_RETURN(model_, engine::LoadModel(options_.model, *backend_));
+    LACUNA_ASSIGN_OR_RETURN(const std::unique_ptr<engine::Folder> folder,
+                            engine::Folder::Open(options_.model));
+    LACUNA_ASSIGN_OR_RETURN(model_, engine::LoadModel(*folder, *backend_));
     name_ = (path.has_filename() ? path : path.parent_path()).filename().string();
   }
   const int64_t tokens_max = options_.depth + std::max(options_.prompt, options_.generate);
@@ -185,7 +187,6 @@ Status OfflineBench::MeasurePrefill() {
 }
 
 Status OfflineBench::MeasureDecode() {
-  OutputHash warm;
   TokenId token = prompt_.front();
   LACUNA_RETURN_IF_ERROR(
       runner_->RunStep({&token, 1}, options_.depth, /*decode=*/true, /*logits_from=*/0).status());

@@ -43,7 +43,9 @@ void PrintGroups(const std::vector<kvcache::KvGroup>& groups, std::ostream& out)
 }  // namespace
 
 int RunInspect(const InspectOptions& options, std::ostream& out, std::ostream& err) {
-  const Result<engine::ModelSummary> summary = engine::SummarizeModel(options.model);
+  const auto folder = engine::Folder::Open(options.model);
+  const Result<engine::ModelSummary> summary =
+      folder.ok() ? engine::SummarizeModel(**folder) : folder.status();
   if (!summary.ok()) {
     err << "lacuna inspect: " << summary.status().message() << "\n";
     return 2;

@@ -1,0 +1,145 @@
+#include "server/command_line.h"
+
+#include <fstream>
+#include <iostream>
+#include <memory>
+
+#include "bench/load/bench_serve.h"
+#include "server/commands/bench_offline_command.h"
+#include "server/commands/config_commands.h"
+#include "server/commands/inspect_command.h"
+#include "server/commands/serve_command.h"
+#include "server/commands/tokenize_command.h"
+#include "server/commands/verify_command.h"
+
+namespace lacuna::server {
+namespace {
+
+// The options live in the callback, which CLI11 keeps as long as the subcommand.
+template <typename Options, typename Run>
+void OnParsed(CLI::App* command, std::shared_ptr<Options> options, int& exit_code, Run run) {
+  command->callback(
+      [options, &exit_code, run] { exit_code = run(*options, std::cout, std::cerr); });
+}
+
+void AddDeviceFlags(CLI::App* command, DeviceOptions& device) {
+  command->add_option("--device", device.device, "Where to run")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->capture_default_str();
+  command->add_option("--precision", device.precision, "Type of weights and KV")
+      ->check(CLI::IsMember({"fp32", "bf16"}))
+      ->capture_default_str();
+  command->add_option("--threads", device.threads, "Threads that compute; 0: one per processor")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+}
+
+void AddServe(CLI::App& app, int& exit_code) {
+  auto options = std::make_shared<ServeOptions>();
+  CLI::App* command = app.add_subcommand("serve", "Serve a model over HTTP and gRPC");
+  command->add_option("--model", options->model,
+                      "Folder of a Hugging Face model; without it the embedded recall-12m");
+  command->add_option("--config", options->config,
+                      "Config file (configs/serve.json lists all keys)");
+  command->add_option("--host", options->host, "Address of both listeners [127.0.0.1]");
+  command->add_option("--port", options->port, "HTTP port; 0 picks a free one [8000]")
+      ->check(CLI::Range(0, 65535));
+  command->add_option("--grpc-port", options->grpc_port, "gRPC port; 0 picks a free one [50051]")
+      ->check(CLI::Range(0, 65535));
+  command->add_option("--set", options->overrides, "A config key, as section.key=value; may repeat")
+      ->allow_extra_args(false);
+  OnParsed(command, options, exit_code, RunServe);
+}
+
+void AddVerify(CLI::App& app, int& exit_code) {
+  auto options = std::make_shared<VerifyOptions>();
+  CLI::App* command =
+      app.add_subcommand("verify", "Compare a model with logits of another implementation");
+  command->add_option("--model", options->model, "Folder of a Hugging Face model")->required();
+  command
+      ->add_option("--expected", options->expected, "safetensors with input_ids, logits and greedy")
+      ->required();
+  AddDeviceFlags(command, options->device);
+  OnParsed(command, options, exit_code, RunVerify);
+}
+
+void AddInspect(CLI::App& app, int& exit_code) {
+  auto options = std::make_shared<InspectOptions>();
+  CLI::App* command =
+      app.add_subcommand("inspect", "Architecture, shapes, bytes and KV bytes per token");
+  command->add_option("--model", options->model, "Folder of a Hugging Face model")->required();
+  OnParsed(command, options, exit_code, RunInspect);
+}
+
+void AddTokenize(CLI::App& app, int& exit_code) {
+  auto options = std::make_shared<TokenizeOptions>();
+  CLI::App* command = app.add_subcommand("tokenize", "Check a tokenizer against known pairs");
+  command->add_option("--tokenizer", options->tokenizer, "tokenizer.json")->required();
+  command->add_option("--pairs", options->pairs, R"(Lines of {"text": ..., "ids": [...]})")
+      ->required();
+  OnParsed(command, options, exit_code, RunTokenize);
+}
+
+void AddBench(CLI::App& app, int& exit_code) {
+  CLI::App* bench = app.add_subcommand("bench", "Measure speed");
+  bench->require_subcommand(1);
+
+  auto offline = std::make_shared<BenchOfflineOptions>();
+  CLI::App* command = bench->add_subcommand("offline", "One sequence without a server");
+  CLI::Option_group* what = command->add_option_group("what", "One of");
+  what->add_option("--shape", offline->shape, "A config.json: random weights of that shape");
+  what->add_option("--model", offline->model, "Folder of a Hugging Face model");
+  what->require_option(1);
+  command->add_option("--depth", offline->depth, "Tokens cached before the measurement")
+      ->check(CLI::Range(0, 1 << 24))
+      ->capture_default_str();
+  command->add_option("--prompt", offline->prompt, "Tokens to prefill; 0: none")
+      ->check(CLI::Range(0, 1 << 24))
+      ->capture_default_str();
+  command->add_option("--generate", offline->generate, "Tokens to decode; 0: none")
+      ->check(CLI::Range(0, 1 << 24))
+      ->capture_default_str();
+  command->add_option("--step-tokens", offline->step_tokens, "Tokens of one prefill step")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  command->add_option("--json", offline->json, "File to write the result to");
+  AddDeviceFlags(command, offline->device);
+  OnParsed(command, offline, exit_code, RunBenchOffline);
+
+  auto serve = std::make_shared<bench::BenchServeOptions>();
+  command = bench->add_subcommand("serve", "Load test of a running server");
+  command->add_option("--config", serve->config, "Load test (configs/bench/*.json)")->required();
+  command->add_option("--url", serve->url, "http://host:port of the server")->required();
+  command->add_option("--json", serve->json, "File to write the report to");
+  command->add_flag("--quiet", serve->quiet, "No progress bar");
+  OnParsed(command, serve, exit_code, bench::RunBenchServe);
+}
+
+void AddConfig(CLI::App& app, int& exit_code) {
+  auto check = std::make_shared<CheckConfigOptions>();
+  CLI::App* command = app.add_subcommand("check-config", "Check a config file, all errors at once");
+  command->add_option("FILE", check->file, "Config file")->required();
+  OnParsed(command, check, exit_code, RunCheckConfig);
+
+  auto print = std::make_shared<PrintConfigOptions>();
+  command =
+      app.add_subcommand("print-config", "The effective config, with the meaning of each key");
+  command->add_option("--config", print->config, "Config file; without it the defaults");
+  command->add_option("--set", print->overrides, "A config key, as section.key=value; may repeat")
+      ->allow_extra_args(false);
+  command->add_flag("--reference", print->reference, "The text of configs/serve.json instead");
+  OnParsed(command, print, exit_code, RunPrintConfig);
+}
+
+}  // namespace
+
+void AddCommands(CLI::App& app, int& exit_code) {
+  AddServe(app, exit_code);
+  AddBench(app, exit_code);
+  AddVerify(app, exit_code);
+  AddInspect(app, exit_code);
+  AddTokenize(app, exit_code);
+  AddConfig(app, exit_code);
+}
+
+}  // namespace lacuna::server

@@ -1,0 +1,246 @@
+#include "server/commands/serve_command.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <spdlog/sinks/stdout_sinks.h>
+#include <spdlog/spdlog.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <utility>
+
+#include "engine/assemble.h"
+#include "server/api/api_context.h"
+#include "server/commands/served_model.h"
+#include "server/commands/version.h"
+#include "server/config/server_config.h"
+#include "server/grpc/grpc_server.h"
+#include "server/http/http_server.h"
+
+namespace lacuna::server {
+namespace {
+
+constexpr int kExitConfig = 2;
+constexpr int kExitModel = 4;
+constexpr int kExitDevice = 5;
+
+sigset_t HandledSignals() {
+  sigset_t set;
+  sigemptyset(&set);
+  for (const int signal : {SIGTERM, SIGINT, SIGHUP}) sigaddset(&set, signal);
+  return set;
+}
+
+std::vector<std::string> Overrides(const ServeOptions& options) {
+  std::vector<std::string> all = options.overrides;
+  if (!options.model.empty()) all.push_back("model.path=" + options.model);
+  if (!options.host.empty()) {
+    all.push_back("http.host=" + options.host);
+    all.push_back("grpc.host=" + options.host);
+  }
+  if (options.port) all.push_back("http.port=" + std::to_string(*options.port));
+  if (options.grpc_port) all.push_back("grpc.port=" + std::to_string(*options.grpc_port));
+  return all;
+}
+
+// Logs go to stderr: stdout carries the ready line alone.
+void SetUpLog(const LogOptions& options) {
+  auto logger =
+      std::make_shared<spdlog::logger>("lacuna", std::make_shared<spdlog::sinks::stderr_sink_mt>());
+  logger->set_level(spdlog::level::from_str(options.level));
+  logger->set_pattern(options.json
+                          ? R"({"time":"%Y-%m-%dT%H:%M:%S.%e%z","level":"%l","message":"%v"})"
+                          : "%Y-%m-%d %H:%M:%S.%e %l %v");
+  logger->flush_on(spdlog::level::info);
+  spdlog::set_default_logger(std::move(logger));
+}
+
+engine::AssemblyOptions AssemblyFrom(const ServerConfig& config) {
+  engine::AssemblyOptions options;
+  options.engine = config.engine;
+  options.kv = config.kv;
+  options.backend.precision = config.cpu.precision == "fp32" ? DType::kF32 : DType::kBF16;
+  options.backend.threads = static_cast<int>(config.cpu.threads);
+  options.backend.pin_threads = config.cpu.pin_threads;
+  options.backend.isa_max = config.cpu.isa_max;
+  return options;
+}
+
+// Everything that stands behind the listeners, in the order in which it may be torn down (last
+// first).
+struct Stack final {
+  SteadyClock clock;
+  ServedModel served;
+  engine::Assembly assembly;
+  std::unique_ptr<Admit> admit;
+  std::unique_ptr<Metrics> metrics;
+  std::unique_ptr<TextWorkers> text_workers;
+  std::unique_ptr<ApiContext> api;
+};
+
+int64_t UnixSeconds() {
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  return std::chrono::duration_cast<std::chrono::seconds>(now).count();
+}
+
+std::unique_ptr<ApiContext> MakeApiContext(const ServerConfig& config, Stack& stack) {
+  engine::Engine& engine = *stack.assembly.engine;
+  const std::string name =
+      config.model.served_name.empty() ? stack.served.name : config.model.served_name;
+  stack.metrics = std::make_unique<Metrics>(name, [&engine, page_tokens = config.kv.page_tokens] {
+    return EngineReading{&engine.stats(), engine.page_counts(), page_tokens};
+  });
+  stack.text_workers =
+      std::make_unique<TextWorkers>(config.limits.text_workers, config.limits.text_queue_len_max);
+  const engine::ModelInfo& info = stack.assembly.model->info();
+  return std::unique_ptr<ApiContext>(new ApiContext{
+      .engine = engine,
+      .tokenizer = *stack.served.tokenizer,
+      .chat_template = stack.served.chat_template.get(),
+      .admit = *stack.admit,
+      .metrics = *stack.metrics,
+      .text_workers = *stack.text_workers,
+      .limits = config.limits,
+      .model_name = name,
+      .aliases = config.model.aliases,
+      .bos_token = stack.served.bos_token,
+      .eos_token = stack.served.eos_token,
+      .vocab_size = info.vocab_size,
+      .created_s = UnixSeconds(),
+      .system_fingerprint =
+          SystemFingerprint(info.architecture, info.weight_bytes, stack.assembly.backend->name()),
+      .version = std::string(kVersion),
+  });
+}
+
+// 0, or the exit code; the line was told.
+int Load(const ServerConfig& config, Stack& stack, std::ostream& err) {
+  const auto fail = [&err](int code, const Status& status) {
+    err << "lacuna: " << status.message() << std::endl;
+    return code;
+  };
+  auto admit = Admit::Create(config.admit, stack.clock);
+  if (!admit.ok()) return fail(kExitConfig, admit.status());
+  stack.admit = std::move(*admit);
+
+  const auto folder = OpenModelFolder(config.model.path);
+  if (!folder.ok()) return fail(kExitModel, folder.status());
+  auto served = LoadServedModel(**folder);
+  if (!served.ok()) return fail(kExitModel, served.status());
+  stack.served = std::move(*served);
+  auto assembly = engine::Assemble(**folder, AssemblyFrom(config), stack.clock);
+  if (!assembly.ok()) {
+    const bool device = assembly.status().code() == StatusCode::kExhausted ||
+                        assembly.status().code() == StatusCode::kUnavailable;
+    return fail(device ? kExitDevice : kExitModel, assembly.status());
+  }
+  stack.assembly = std::move(*assembly);
+  const int64_t vocab_size = stack.assembly.model->info().vocab_size;
+  if (stack.served.tokenizer->vocab_size() > vocab_size) {
+    return fail(
+        kExitModel,
+        InvalidArgument("tokenizer.json: expected ids under " + std::to_string(vocab_size) +
+                        ", found " + std::to_string(stack.served.tokenizer->vocab_size() - 1)));
+  }
+  stack.api = MakeApiContext(config, stack);
+  return 0;
+}
+
+void LogStart(const Stack& stack) {
+  const engine::ModelInfo& info = stack.assembly.model->info();
+  int64_t pages = 0;
+  for (const engine::PageCounts& group : stack.assembly.engine->page_counts()) pages += group.total;
+  spdlog::info("model {} ({}), {:.1f} M parameters, context {} tokens", stack.api->model_name,
+               info.architecture, static_cast<double>(info.parameters) / 1e6,
+               stack.assembly.engine->context_tokens_max());
+  spdlog::info("backend {}, {} threads; KV {} pages, {:.1f} MiB", stack.assembly.backend->name(),
+               stack.assembly.backend->threads(), pages,
+               static_cast<double>(stack.assembly.storage->bytes()) / 0x1p20);
+  if (stack.api->chat_template == nullptr) {
+    spdlog::warn("the model has no chat template: /v1/chat/completions answers 400");
+  }
+}
+
+// Waits for a signal that ends the service, or for the engine's end. False: the engine failed.
+bool WaitForEnd(Stack& stack) {
+  const sigset_t signals = HandledSignals();
+  const timespec poll{.tv_sec = 0, .tv_nsec = 200'000'000};
+  while (true) {
+    const int signal = sigtimedwait(&signals, nullptr, &poll);
+    if (signal == SIGTERM || signal == SIGINT) return true;
+    if (signal == SIGHUP) {
+      const Status reloaded = stack.admit->Reload();
+      if (reloaded.ok()) {
+        spdlog::info("key file read again");
+      } else {
+        spdlog::error("key file: {}; the old keys stay", reloaded.message());
+      }
+    }
+    if (!stack.assembly.engine->healthy()) return false;
+  }
+}
+
+// From here on a second signal ends the process at once.
+void EndOnSecondSignal() {
+  struct sigaction action {};
+  action.sa_handler = [](int) { _exit(1); };
+  for (const int signal : {SIGTERM, SIGINT}) sigaction(signal, &action, nullptr);
+  const sigset_t signals = HandledSignals();
+  pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
+}
+
+}  // namespace
+
+int RunServe(const ServeOptions& options, std::ostream& out, std::ostream& err) {
+  const LoadedConfig loaded = LoadConfig(options.config, Overrides(options));
+  if (!loaded.errors.empty()) {
+    for (const std::string& error : loaded.errors) err << error << std::endl;
+    return kExitConfig;
+  }
+  const ServerConfig& config = loaded.config;
+  SetUpLog(config.log);
+  // Before any thread starts, so that all inherit the mask and only this one takes signals.
+  const sigset_t signals = HandledSignals();
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+
+  Stack stack;
+  if (const int code = Load(config, stack, err); code != 0) return code;
+  stack.assembly.engine->Start();
+  auto http = HttpServer::Start(config.http, *stack.api);
+  if (!http.ok()) {
+    err << "lacuna: " << http.status().message() << std::endl;
+    return kExitConfig;
+  }
+  std::unique_ptr<GrpcServer> grpc;
+  if (config.grpc.enabled) {
+    auto started = GrpcServer::Start(config.grpc, *stack.api);
+    if (!started.ok()) {
+      err << "lacuna: " << started.status().message() << std::endl;
+      return kExitConfig;
+    }
+    grpc = std::move(*started);
+  }
+  stack.metrics->SetReady(true);
+  LogStart(stack);
+  out << "ready http://" << config.http.host << ":" << (*http)->port();
+  if (grpc != nullptr) out << " grpc://" << config.grpc.host << ":" << grpc->port();
+  out << std::endl;
+
+  const bool healthy = WaitForEnd(stack);
+  EndOnSecondSignal();
+  const TimePoint until = stack.clock.Now() + std::chrono::milliseconds(config.http.drain_ms);
+  spdlog::info("draining, up to {} ms", config.http.drain_ms);
+  stack.metrics->SetReady(false);
+  if (grpc != nullptr) grpc->BeginDrain();
+  (*http)->BeginDrain();
+  stack.assembly.engine->Drain();
+  if (healthy) (*http)->WaitIdle(until);
+  if (grpc != nullptr) grpc->Shutdown(until);
+  const int cut = (*http)->Stop();
+  stack.assembly.engine->Stop();
+  if (cut > 0) spdlog::warn("{} requests were cut at the end of the drain time", cut);
+  return healthy ? 0 : kExitDevice;
+}
+
+}  // namespace lacuna::server
