@@ -130,8 +130,7 @@ Result<Value> TextFilter(Runtime& runtime, const std::string& name, const Value&
   LACUNA_RETURN_IF_ERROR(runtime.budget.ChargeBytes(text.size()));
   if (name == "trim") {
     LACUNA_ASSIGN_OR_RETURN(const Parameters given, arguments.Bind(name, {"chars"}));
-    const std::string* chars = given[0] ? given[0]->AsString() : nullptr;
-    return MakeString(runtime, std::string(StripLeft(StripRight(text, chars), chars)));
+    return Strip(runtime, text, given[0], true, true);
   }
   if (name == "indent") {
     LACUNA_ASSIGN_OR_RETURN(const Parameters given,
@@ -380,6 +379,7 @@ Result<Value> Reverse(Runtime& runtime, const Value& value) {
     return GetSlice(runtime, value, Value(None{}), Value(None{}), Value(int64_t{-1}));
   }
   LACUNA_ASSIGN_OR_RETURN(const ListPtr list, Items(runtime, value));
+  LACUNA_RETURN_IF_ERROR(runtime.budget.Charge(static_cast<int64_t>(list->items.size())));
   std::vector<Value> items(list->items.rbegin(), list->items.rend());
   return Value::Sequence(std::move(items), SequenceKind::kStream);
 }

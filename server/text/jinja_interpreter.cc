@@ -88,6 +88,7 @@ Result<ListPtr> Interpreter::LoopItems(const ForNode& node, const ScopePtr& scop
   if (node.filter == nullptr) return all;
   std::vector<Value> kept;
   for (const Value& item : all->items) {
+    LACUNA_RETURN_IF_ERROR(runtime_.budget.Charge(1));
     const auto inner = std::make_shared<Scope>(scope.get());
     LACUNA_RETURN_IF_ERROR(Assign(node.target, item, inner));
     LACUNA_ASSIGN_OR_RETURN(const Value keep, Evaluate(*node.filter, inner));
@@ -105,6 +106,7 @@ Result<Interpreter::Flow> Interpreter::ExecuteFor(const ForNode& node, const Sco
   const auto loop = std::make_shared<Loop>();
   loop->list = list;
   for (size_t i = 0; i < list->items.size(); ++i) {
+    LACUNA_RETURN_IF_ERROR(runtime_.budget.Charge(1));
     loop->index = i;
     const auto inner = std::make_shared<Scope>(scope.get());
     inner->variables.emplace("loop", Value(loop));

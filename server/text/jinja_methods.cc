@@ -1,6 +1,7 @@
 // Methods of str, dict, list and loop.
 #include <algorithm>
 
+#include "kernels/core/checked_math.h"
 #include "server/text/jinja_runtime.h"
 #include "server/text/jinja_unicode.h"
 
@@ -134,13 +135,14 @@ Result<Value> Partition(Runtime& runtime, std::string_view text, const Parameter
 }
 
 // startswith and endswith: a string or a tuple of strings.
-Result<Value> HasEnd(std::string_view text, const Value* given, bool at_start) {
+Result<Value> HasEnd(Runtime& runtime, std::string_view text, const Value* given, bool at_start) {
   const auto matches = [&](const std::string& end) {
     return at_start ? text.starts_with(end) : text.ends_with(end);
   };
   if (given != nullptr && given->AsList()) {
     for (const Value& item : given->AsList()->items) {
       LACUNA_ASSIGN_OR_RETURN(const std::string* end, Text(&item, "startswith"));
+      LACUNA_RETURN_IF_ERROR(runtime.budget.ChargeBytes(end->size()));
       if (matches(*end)) return Value(true);
     }
     return Value(false);
@@ -183,11 +185,7 @@ Result<Value> StringMethod(Runtime& runtime, const std::string& text, const std:
   LACUNA_RETURN_IF_ERROR(runtime.budget.ChargeBytes(text.size()));
   if (name == "strip" || name == "lstrip" || name == "rstrip") {
     LACUNA_ASSIGN_OR_RETURN(const Parameters given, arguments.Bind(name, {"chars"}));
-    const std::string* chars = given[0] ? given[0]->AsString() : nullptr;
-    std::string_view rest = text;
-    if (name != "rstrip") rest = StripLeft(rest, chars);
-    if (name != "lstrip") rest = StripRight(rest, chars);
-    return MakeString(runtime, std::string(rest));
+    return Strip(runtime, text, given[0], name != "rstrip", name != "lstrip");
   }
   if (name == "split" || name == "rsplit") {
     LACUNA_ASSIGN_OR_RETURN(const Parameters given, arguments.Bind(name, {"sep", "maxsplit"}));
@@ -216,7 +214,7 @@ Result<Value> StringMethod(Runtime& runtime, const std::string& text, const std:
   }
   LACUNA_ASSIGN_OR_RETURN(const Parameters given, arguments.Bind(name, {"value"}));
   if (name == "startswith" || name == "endswith") {
-    return HasEnd(text, given[0], name == "startswith");
+    return HasEnd(runtime, text, given[0], name == "startswith");
   }
   if (name == "partition" || name == "rpartition") {
     return Partition(runtime, text, given, name == "rpartition");
@@ -290,6 +288,18 @@ Result<Value> LoopMethod(Runtime& runtime, const std::shared_ptr<Loop>& loop,
 }
 
 }  // namespace
+
+Result<Value> Strip(Runtime& runtime, std::string_view text, const Value* given, bool left,
+                    bool right) {
+  const std::string* chars = given != nullptr ? given->AsString() : nullptr;
+  if (chars != nullptr) {  // each end may compare every character with every one of `chars`
+    const auto compares = CheckedMul(text.size(), chars->size());
+    LACUNA_RETURN_IF_ERROR(runtime.budget.ChargeBytes(compares.value_or(SIZE_MAX)));
+  }
+  if (left) text = StripLeft(text, chars);
+  if (right) text = StripRight(text, chars);
+  return MakeString(runtime, std::string(text));
+}
 
 Result<Value> Replace(Runtime& runtime, std::string_view text, std::string_view from,
                       std::string_view to, int64_t count_max) {

@@ -87,6 +87,9 @@ Result<bool> CallTest(Runtime& runtime, const std::string& name, const Value& va
 bool HasMethod(const Value& self, std::string_view name);
 Result<Value> CallMethod(Runtime& runtime, const Value& self, const std::string& name,
                          const Arguments& arguments);
+// str.strip, of either end or both; `chars` may be null.
+Result<Value> Strip(Runtime& runtime, std::string_view text, const Value* chars, bool left,
+                    bool right);
 Result<Value> Replace(Runtime& runtime, std::string_view text, std::string_view from,
                       std::string_view to, int64_t count_max);  // count_max < 0: all
 

@@ -12,6 +12,7 @@
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <unordered_map>
 #include <utility>
 #include <variant>
@@ -96,6 +97,11 @@ struct Callable {
   std::weak_ptr<Scope> scope;  // where the macro was defined; weak, since the scope owns the macro
 };
 
+template <typename T, typename Variant>
+struct IsAlternative;
+template <typename T, typename... Ts>
+struct IsAlternative<T, std::variant<Ts...>> : std::disjunction<std::is_same<T, Ts>...> {};
+
 class Value final {
  public:
   using Data =
@@ -105,8 +111,8 @@ class Value final {
 
   Value() = default;
   template <typename T>
-  requires std::is_constructible_v<Data, std::in_place_type_t<T>, T>
-  explicit Value(T data) : data_(std::in_place_type<T>, std::move(data)) {}
+  requires IsAlternative<T, Data>::value explicit Value(T data)
+      : data_(std::in_place_type<T>, std::move(data)) {}
   static Value String(std::string text) {
     return Value(Str(std::make_shared<const std::string>(std::move(text))));
   }

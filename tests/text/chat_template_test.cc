@@ -8,7 +8,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -137,6 +136,11 @@ TEST(ChatTemplate, RunawayTemplatesMeetALimit) {
   const Json variables = {{"s", std::string(1 << 20, 'a')}};
   for (const char* source :
        {"{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+        "{% set l = range(9999)|list %}{% for a in l %}{% for b in l %}{% endfor %}{% endfor %}",
+        "{% set l = range(9999)|list %}{% for a in l %}{% for b in l if 0 %}{% endfor %}"
+        "{% endfor %}",
+        "{% set l = range(9999)|list %}{% for a in l %}{% set b = l|reverse %}{% endfor %}",
+        "{{ s.strip(s) }}",
         "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
         "{{ range(1000000000)|list }}", "{{ 'x' * 1000000000000 }}", "{{ [1] * 1000000000 }}",
         "{% set ns = namespace(s='x') %}{% for a in range(99) %}{% set ns.s = ns.s + ns.s %}"
@@ -150,12 +154,10 @@ TEST(ChatTemplate, RunawayTemplatesMeetALimit) {
         "{% set ns = namespace(x={}) %}{% for a in range(9999) %}"
         "{% set ns.x = {'a': ns.x.get} %}{% endfor %}",
         "{{ 'a'|map('map', 'map', 'map', 'upper')|list ~ s.split('a')|map('list')|list * 99 }}"}) {
-    const auto start = std::chrono::steady_clock::now();
     const Result<std::string> got = Render(source, variables);
     ASSERT_FALSE(got.ok()) << source;
     EXPECT_EQ(got.status().code(), StatusCode::kTooLong) << got.status().ToString();
     EXPECT_THAT(got.status().message(), StartsWith("chat template: line 1: "));
-    EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(10)) << source;
   }
 }
 
