@@ -29,13 +29,13 @@ struct ApiContext final {
   TextWorkers& text_workers;
   ApiLimits limits;
 
-  std::string model_name;
-  std::vector<std::string> aliases;  // further names that requests may use
-  std::string bos_token, eos_token;  // for the chat template; may be empty
-  int64_t vocab_size = 0;            // the model's
-  int64_t created_s = 0;             // unix time of the load, shown by /v1/models
-  std::string system_fingerprint;    // changes with the weights and the build
-  std::string version;
+  std::string model_name{};
+  std::vector<std::string> aliases{};    // further names that requests may use
+  std::string bos_token{}, eos_token{};  // for the chat template; may be empty
+  int64_t vocab_size = 0;                // the model's
+  int64_t created_s = 0;                 // unix time of the load, shown by /v1/models
+  std::string system_fingerprint{};      // changes with the weights and the build
+  std::string version{};
 
   std::atomic<bool> draining{false};
 

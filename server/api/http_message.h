@@ -20,7 +20,7 @@ struct HttpReply final {
   int status = 200;
   std::string body;
   std::string content_type = "application/json";
-  std::vector<std::pair<std::string, std::string>> headers;
+  std::vector<std::pair<std::string, std::string>> headers{};
 };
 
 // With Retry-After where the error says when to come again.
