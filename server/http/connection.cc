@@ -33,6 +33,12 @@ constexpr size_t kReadBytes = 4096;
 // so that the connection can be kept.
 constexpr uint64_t kDrainedBodyMax = 64 << 10;
 
+ApiError TooLarge(uint64_t bytes_max) {
+  return {ErrorKind::kBodyTooLarge,
+          "The body may have at most " + std::to_string(bytes_max) + " bytes.",
+          {}};
+}
+
 ApiError TooSlow() { return {ErrorKind::kTimeout, "The request came too slowly.", {}}; }
 
 std::string Text(boost::beast::string_view view) { return std::string(view.data(), view.size()); }
@@ -211,18 +217,16 @@ awaitable<bool> Connection::ServeOne() {
   std::optional<ApiError> problem = CheckCaller(incoming, match);
   const uint64_t length = parser.content_length().value_or(0);
   const auto body_max = static_cast<uint64_t>(host_.options.body_bytes_max);
-  if (!problem && length > body_max) problem = ApiError{ErrorKind::kBodyTooLarge, "", {}};
-  if (problem && (length > kDrainedBodyMax || parser.chunked() || incoming.expects_continue)) {
+  if (!problem && length > body_max) problem = TooLarge(body_max);
+  const bool keeps_body = length <= std::min(kDrainedBodyMax, body_max) && !parser.chunked() &&
+                          !incoming.expects_continue;
+  if (problem && !keeps_body) {
     frame_.keep_alive = false;
   } else {
     parser.body_limit(body_max);
     std::optional<ApiError> unread = co_await ReadBody(parser, incoming);
     if (!frame_.keep_alive && unread && unread->message.empty()) co_return false;
     if (!problem) problem = std::move(unread);
-  }
-  if (problem && problem->kind == ErrorKind::kBodyTooLarge) {
-    problem->message = "The body may have at most " + std::to_string(body_max) + " bytes.";
-    frame_.keep_alive = false;
   }
   co_return co_await Answer(incoming, std::move(problem));
 }
@@ -246,7 +250,9 @@ awaitable<std::optional<ApiError>> Connection::ReadBody(BodyParser& parser, Inco
   }
   frame_.keep_alive = false;
   if (deadline.expired()) co_return TooSlow();
-  if (error == http::error::body_limit) co_return ApiError{ErrorKind::kBodyTooLarge, "", {}};
+  if (error == http::error::body_limit) {
+    co_return TooLarge(static_cast<uint64_t>(host_.options.body_bytes_max));
+  }
   if (error.category() == make_error_code(http::error::bad_chunk).category() &&
       error != http::error::end_of_stream && error != http::error::partial_message) {
     co_return ApiError{ErrorKind::kMalformedHttp, "The body is not framed as HTTP/1.1 says.", {}};

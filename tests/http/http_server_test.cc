@@ -92,6 +92,19 @@ class Client final {
   std::string buffer_;
 };
 
+// A model that takes its time, so that a client can leave while it runs.
+class SlowRunner final : public engine::StepRunner {
+ public:
+  explicit SlowRunner(const engine::FakeRunner::Shape& shape) : runner_(shape) {}
+  Result<TensorView> Run(const engine::StepBatch& batch) override {
+    usleep(1000);
+    return runner_.Run(batch);
+  }
+
+ private:
+  engine::FakeRunner runner_;
+};
+
 std::string Post(const std::string& path, const std::string& body, const std::string& more = "") {
   return "POST " + path + " HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" +
          more + "Content-Length: " + std::to_string(body.size()) + "\r\n\r\n" + body;
@@ -127,7 +140,15 @@ class HttpServerTest : public ::testing::Test {
     shape.groups = {engine::FullGroup()};
     shape.group_pages = {pages};
     shape.vocab_size = tokenizer_->vocab_size();
-    engine_ = engine::MakeTestEngine(shape, {}, clock_, {}, true, 1 << 14).engine;
+    engine::EngineParts parts;
+    parts.runner = std::make_unique<SlowRunner>(shape);
+    parts.groups = shape.groups;
+    parts.group_pages = shape.group_pages;
+    parts.page_tokens = shape.page_tokens;
+    parts.vocab_size = shape.vocab_size;
+    parts.context_tokens_max = 1 << 14;
+    parts.clock = &clock_;
+    engine_ = std::move(*engine::Engine::Create({}, std::move(parts)));
     admit_ = std::move(*Admit::Create(admit_options_, clock_));
     metrics_ = std::make_unique<Metrics>("tiny", [this] {
       return EngineReading{&engine_->stats(), engine_->page_counts(), 4};
