@@ -3,6 +3,7 @@
 // Immutable after load; any thread.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -60,7 +61,7 @@ class WordCache final {
       word_bytes = static_cast<uint8_t>(text.size());
       ids_count = static_cast<uint8_t>(tokens.size());
       std::memcpy(word, text.data(), text.size());
-      std::memcpy(ids, tokens.data(), tokens.size_bytes());
+      std::copy(tokens.begin(), tokens.end(), ids);
     }
   };
   // The place of `word`; null if it is too long to be cached.

@@ -36,6 +36,7 @@ TEST(Tokenizer, MergesTheLowestRankLeftmost) {
   EXPECT_THAT(Ids(*tokenizer, "abc"), ElementsAre(5));
   EXPECT_THAT(Ids(*tokenizer, "abab"), ElementsAre(3, 3));
   EXPECT_THAT(Ids(*tokenizer, "aaa"), ElementsAre(6, 0));
+  EXPECT_TRUE(Ids(*tokenizer, "x").empty());
   EXPECT_THAT(Ids(*tokenizer, "axb"), ElementsAre(3));  // without an unknown token x is dropped
 }
 
