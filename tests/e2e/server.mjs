@@ -8,10 +8,10 @@ import { fileURLToPath } from 'node:url';
 const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '../..');
 const binary = process.env.LACUNA_BIN ?? path.join(root, 'build/release/lacuna');
 
-// `sets`: {"http.ping_ms": 50, ...}
+// `sets`: {"http.ping_ms": 50, "http.cors_origins": ["a", "b"], ...}
 export async function startServer(sets = {}, args = []) {
   const overrides = Object.entries(sets).flatMap(([key, value]) =>
-    ['--set', `${key}=${typeof value === 'string' ? value : JSON.stringify(value)}`]);
+    ['--set', `${key}=${value}`]);
   const child = spawn(binary, ['serve', '--port', '0', '--grpc-port', '0', ...overrides, ...args],
     { stdio: ['ignore', 'pipe', 'pipe'] });
   let out = '';
