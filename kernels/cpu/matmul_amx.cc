@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "kernels/cpu/matmul_epilogue.h"
+#include "kernels/cpu/matmul_epilogue.inl"
 
 namespace lacuna::kernels::cpu::amx {
 namespace {

@@ -1,2 +1,2 @@
 #define LACUNA_ISA avx512
-#include "kernels/cpu/matmul_impl.h"
+#include "kernels/cpu/matmul_impl.inl"

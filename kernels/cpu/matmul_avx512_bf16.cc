@@ -1,2 +1,2 @@
 #define LACUNA_ISA avx512_bf16
-#include "kernels/cpu/matmul_impl.h"
+#include "kernels/cpu/matmul_impl.inl"

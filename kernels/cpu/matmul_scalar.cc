@@ -1,2 +1,2 @@
 #define LACUNA_ISA scalar
-#include "kernels/cpu/matmul_impl.h"
+#include "kernels/cpu/matmul_impl.inl"

@@ -1,2 +1,2 @@
 #define LACUNA_ISA avx512
-#include "kernels/cpu/row_ops_impl.h"
+#include "kernels/cpu/row_ops_impl.inl"

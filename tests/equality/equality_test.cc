@@ -3,6 +3,7 @@
 // the road was taken.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <random>
 #include <string>
 #include <vector>
@@ -177,8 +178,10 @@ TEST_P(EqualityTest, PreemptedIsNot) {
   for (const bool prefix_cache : {false, true}) {
     AssemblyOptions options = Options();
     options.kv.prefix_cache = prefix_cache;
+    const auto& groups = assembly_.model->groups();
+    const bool grows = std::ranges::any_of(groups, &kvcache::KvGroup::full);
     int64_t bytes = 0;  // room for about two and a half of the six
-    for (const kvcache::KvGroup& group : assembly_.model->groups()) {
+    for (const kvcache::KvGroup& group : groups) {
       bytes += 26 * kvcache::KvStorage::PageBytes(group, 16, DType::kBF16);
     }
     options.kv.pool_bytes = bytes;
@@ -186,7 +189,8 @@ TEST_P(EqualityTest, PreemptedIsNot) {
     options.engine.running_max = 8;
     Make(options);
     EXPECT_EQ(AskAll(asks), quiet);
-    EXPECT_GE(stats().preemptions.load(), 1u);
+    // A sequence of windows alone never grows past what it was admitted with.
+    EXPECT_EQ(stats().preemptions.load() > 0, grows);
   }
 }
 

@@ -59,7 +59,7 @@ const std::map<std::string, std::set<std::string>> kAllowed = {
       "server/grpc"}},
     {"server/commands", {"*"}},
     {"server", {"*"}},
-    {"bench/load", {"kernels/core"}},
+    {"bench/load", {"kernels/core", "server/config"}},  // its config files are read as serve's are
     {"bench/cpu", {"kernels", "kernels/core", "kernels/device", "kernels/ops", "kernels/cpu"}},
     {"bench/text", {"kernels/core", "server/text"}},
 };
@@ -75,7 +75,7 @@ std::vector<fs::path> Sources() {
     if (!fs::exists(top)) continue;
     for (const auto& entry : fs::recursive_directory_iterator(top)) {
       const std::string extension = entry.path().extension();
-      if (entry.is_regular_file() && (extension == ".h" || extension == ".cc")) {
+      if (entry.is_regular_file() && (extension == ".h" || extension == ".cc" || extension == ".inl")) {
         files.push_back(entry.path());
       }
     }

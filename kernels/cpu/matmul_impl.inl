@@ -9,7 +9,7 @@
 #include <cstring>
 #include <utility>
 
-#include "kernels/cpu/matmul_epilogue.h"
+#include "kernels/cpu/matmul_epilogue.inl"
 
 namespace lacuna::kernels::cpu::LACUNA_ISA {
 namespace {
