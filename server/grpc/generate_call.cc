@@ -45,8 +45,12 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* GenerateCall::Start(
     grpc::CallbackServerContext& context, const v1::GenerateRequest& request) {
   const auto call = std::make_shared<GenerateCall>(api, options, events, slots, context);
   call->self_ = call;
+  const auto begin = [&events, call](ApiResult<std::vector<Choice>> choices) {
+    auto held = std::make_shared<ApiResult<std::vector<Choice>>>(std::move(choices));
+    boost::asio::post(events.io(), [call, held] { call->Begin(std::move(*held)); });
+  };
   const auto fail = [&](ApiError error) {
-    boost::asio::post(events.io(), [call, error = std::move(error)] { call->Fail(error); });
+    begin(std::move(error));
     return call.get();
   };
   call->has_slot_ = slots.Take();
@@ -56,31 +60,31 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* GenerateCall::Start(
   ApiResult<Caller> caller = AdmitCall(api, context);
   if (!caller.ok()) return fail(caller.error());
   const bool taken = api.text_workers.Post(
-      [call, &request, scope = caller->scope] { call->Prepare(request, scope); });
+      [call, begin, &request, scope = caller->scope] { begin(call->Prepare(request, scope)); });
   if (!taken) return fail({ErrorKind::kOverloaded, "Too many requests are waiting.", {}});
   return call.get();
 }
 
-void GenerateCall::Prepare(const v1::GenerateRequest& request, CacheScope scope) {
-  const auto fail = [this](ApiError error) {
-    boost::asio::post(events_.io(),
-                      [call = self_, error = std::move(error)] { call->Fail(error); });
-  };
-  if (context_.IsCancelled()) return fail({ErrorKind::kDraining, "The call was cancelled.", {}});
+ApiResult<std::vector<Choice>> GenerateCall::Prepare(const v1::GenerateRequest& request,
+                                                     CacheScope scope) {
+  if (context_.IsCancelled()) {
+    return ApiError{ErrorKind::kDraining, "The call was cancelled.", {}};
+  }
   ApiResult<GenerationInput> input = ReadGenerate(api_, request, scope);
-  if (!input.ok()) return fail(input.error());
+  if (!input.ok()) return input.error();
   if (const std::optional<TimePoint> deadline = DeadlineOf(context_)) {
     input->deadline = input->deadline ? std::min(*input->deadline, *deadline) : *deadline;
   }
   auto choices = StartGeneration(api_.engine, api_.tokenizer, *input, &api_.metrics);
-  if (!choices.ok()) return fail(FromStatus(choices.status()));
-  boost::asio::post(events_.io(),
-                    [call = self_, choices = std::make_shared<std::vector<Choice>>(
-                                       std::move(*choices))] { call->Begin(std::move(*choices)); });
+  if (!choices.ok()) return FromStatus(choices.status());
+  return std::move(*choices);
 }
 
-void GenerateCall::Begin(std::vector<Choice> choices) {
-  if (ended_) return;  // cancelled meanwhile; dropping the choices tells the engine
+void GenerateCall::Begin(ApiResult<std::vector<Choice>> result) {
+  preparing_ = false;
+  if (cut_) return End(*cut_);  // dropping the choices tells the engine
+  if (!result.ok()) return Fail(result.error());
+  std::vector<Choice> choices = std::move(*result);
   for (Choice& choice : choices) {
     const int fd = ::dup(choice.fd());
     if (fd < 0) {
@@ -97,9 +101,11 @@ void GenerateCall::Pump() {
   if (ended_ || writing_) return;
   if (FillMessage()) {
     Write();
-  } else if (!ended_ && unfinished_ == 0) {
+  } else if (pending_error_) {
+    Fail(*pending_error_);
+  } else if (unfinished_ == 0) {
     End(grpc::Status::OK);
-  } else if (!ended_) {
+  } else {
     Wait();
   }
 }
@@ -112,7 +118,7 @@ bool GenerateCall::FillMessage() {
     return true;
   }
   // Round robin, so that one fast choice does not starve the others.
-  for (size_t i = 0; i < streams_.size() && !ended_; ++i) {
+  for (size_t i = 0; i < streams_.size() && !pending_error_; ++i) {
     const size_t index = next_stream_;
     next_stream_ = (next_stream_ + 1) % streams_.size();
     TakeDeltas(index);
@@ -122,7 +128,8 @@ bool GenerateCall::FillMessage() {
   return false;
 }
 
-// Joins what is ready of one choice into message_; its end goes to pending_finish_.
+// Joins what is ready of one choice into message_; its end goes to pending_finish_ or
+// pending_error_.
 void GenerateCall::TakeDeltas(size_t index) {
   Choice& choice = streams_[index]->choice;
   while (message_.chunk().text().size() < kChunkTextBytesMax) {
@@ -135,7 +142,7 @@ void GenerateCall::TakeDeltas(size_t index) {
     if (!delta->outcome) continue;
     --unfinished_;
     if (!delta->outcome->error.ok()) {
-      Fail(FromStatus(delta->outcome->error));
+      pending_error_ = FromStatus(delta->outcome->error);  // after the text that came before it
       return;
     }
     pending_finish_ = MakeFinished(static_cast<int32_t>(index), *delta->outcome);
@@ -150,7 +157,7 @@ void GenerateCall::Wait() {
     // The handler holds the call; the stream dies with the call or by End, which cancels the wait.
     stream->readable.async_wait(
         boost::asio::posix::stream_descriptor::wait_read,
-        [call = self_, raw = stream.get()](const boost::system::error_code& error) {
+        [call = shared_from_this(), raw = stream.get()](const boost::system::error_code& error) {
           if (error || call->ended_) return;
           raw->armed = false;
           call->Pump();
@@ -161,7 +168,7 @@ void GenerateCall::Wait() {
 void GenerateCall::Write() {
   writing_ = true;
   stall_.expires_after(std::chrono::milliseconds(options_.write_stall_ms));
-  stall_.async_wait([call = self_](const boost::system::error_code& error) {
+  stall_.async_wait([call = shared_from_this()](const boost::system::error_code& error) {
     if (!error && call->writing_ && !call->ended_) call->context_.TryCancel();
   });
   StartWrite(&message_);
@@ -171,6 +178,7 @@ void GenerateCall::OnWriteDone(bool ok) {
   boost::asio::post(events_.io(), [call = shared_from_this(), ok] {
     call->writing_ = false;
     call->stall_.cancel();
+    if (call->ended_) return call->Finish(std::move(call->end_status_));
     if (!ok) return call->End({grpc::StatusCode::CANCELLED, "The client went away."});
     call->Pump();
   });
@@ -178,6 +186,7 @@ void GenerateCall::OnWriteDone(bool ok) {
 
 void GenerateCall::OnCancel() {
   boost::asio::post(events_.io(), [call = shared_from_this()] {
+    if (call->ended_) return;  // the context may be gone
     const bool late = call->context_.deadline() <= std::chrono::system_clock::now();
     call->End(late ? grpc::Status(grpc::StatusCode::DEADLINE_EXCEEDED, "The deadline has passed.")
                    : grpc::Status(grpc::StatusCode::CANCELLED, "The call was cancelled."));
@@ -190,8 +199,16 @@ void GenerateCall::Fail(const ApiError& error) {
 
 void GenerateCall::End(grpc::Status status) {
   if (ended_) return;
+  if (preparing_) {
+    cut_ = std::move(status);
+    return;
+  }
   ended_ = true;
   streams_.clear();  // choices that still run are cancelled
+  if (writing_) {    // gRPC answers OnWriteDone first, soon when the call was cancelled
+    end_status_ = std::move(status);
+    return;
+  }
   stall_.cancel();
   Finish(std::move(status));
 }

@@ -57,8 +57,10 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
   void OnCancel() override;
   void OnDone() override;
 
-  void Prepare(const v1::GenerateRequest& request, CacheScope scope);  // on a text worker
-  void Begin(std::vector<Choice> choices);
+  // On a text worker. gRPC keeps request and context until Finish, so nothing ends the call before
+  // Begin has taken the result.
+  ApiResult<std::vector<Choice>> Prepare(const v1::GenerateRequest& request, CacheScope scope);
+  void Begin(ApiResult<std::vector<Choice>> choices);
   void Pump();
   bool FillMessage();  // false: nothing is ready
   void TakeDeltas(size_t index);
@@ -79,9 +81,13 @@ class GenerateCall final : public grpc::ServerWriteReactor<v1::GenerateResponse>
   size_t next_stream_ = 0;  // whose turn it is
   v1::GenerateResponse message_;
   std::optional<v1::Finished> pending_finish_;  // sent after the chunk before it
+  std::optional<ApiError> pending_error_;       // ends the call after that chunk
   size_t unfinished_ = 0;
+  bool preparing_ = true;
   bool writing_ = false;
   bool ended_ = false;
+  std::optional<grpc::Status> cut_;  // cancelled while preparing
+  grpc::Status end_status_;          // ended while writing
   boost::asio::steady_timer stall_;
 };
 

@@ -21,7 +21,7 @@
 namespace lacuna::server {
 namespace {
 
-// libgrpc++_reflection adds itself to every server of the process by being linked.
+// Once loaded, libgrpc++_reflection adds itself to every server of the process.
 class WithoutReflection final : public grpc::ServerBuilderOption {
  public:
   void UpdateArguments(grpc::ChannelArguments*) override {}
@@ -147,6 +147,8 @@ GrpcServer::GrpcServer(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) 
 Result<std::unique_ptr<GrpcServer>> GrpcServer::Start(const GrpcOptions& options, ApiContext& api) {
   auto parts = std::make_unique<Parts>(options, api);
   grpc::EnableDefaultHealthCheckService(true);
+  // Plugins are taken over when a builder is made.
+  if (options.reflection) grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
   if (!options.reflection) builder.SetOption(std::make_unique<WithoutReflection>());
   SetLimits(options, builder);

@@ -47,9 +47,16 @@ class GrpcFixture : public testing::Test {
     if (engine_.engine != nullptr) engine_.engine->Stop();
   }
 
+  // The hash answers in microseconds: with the usual queue any reader would be too slow for it.
+  static engine::EngineConfig FastConfig() {
+    engine::EngineConfig config;
+    config.events_max = 1 << 20;
+    return config;
+  }
+
   // Also to be called anew with other options.
   void Start(GrpcOptions options, ApiLimits limits = {}, AdmitOptions admit = {},
-             engine::EngineConfig config = {}) {
+             engine::EngineConfig config = FastConfig()) {
     TearDown();
     shape_.groups = {engine::FullGroup()};
     shape_.group_pages = {1 << 16};
@@ -86,8 +93,12 @@ class GrpcFixture : public testing::Test {
     auto server = GrpcServer::Start(options, *api_);
     ASSERT_TRUE(server.ok()) << server.status().message();
     grpc_ = std::move(*server);
-    channel_ = grpc::CreateChannel("127.0.0.1:" + std::to_string(grpc_->port()),
-                                   grpc::InsecureChannelCredentials());
+    // A client that takes no more ahead than the protocol's first window.
+    grpc::ChannelArguments arguments;
+    arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+    arguments.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 65535);
+    channel_ = grpc::CreateCustomChannel("127.0.0.1:" + std::to_string(grpc_->port()),
+                                         grpc::InsecureChannelCredentials(), arguments);
     stub_ = v1::Inference::NewStub(channel_);
   }
 

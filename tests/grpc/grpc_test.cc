@@ -39,12 +39,14 @@ TEST_F(GrpcFixture, TokensAndChatGiveTheSameAsTheirText) {
   std::vector<Heard> from_text, from_tokens, from_chat;
   ASSERT_TRUE(Generate(TextRequest("hi a", 8), from_text).ok());
   v1::GenerateRequest request = TextRequest("", 8);
-  for (const TokenId id : *tokenizer_->Encode("hi a")) request.mutable_tokens()->add_ids(id);
-  ASSERT_TRUE(Generate(request, from_tokens).ok());
+  const std::vector<TokenId> ids = *tokenizer_->Encode("hi a");
+  request.mutable_tokens()->mutable_ids()->Add(ids.begin(), ids.end());
+  grpc::Status status = Generate(request, from_tokens);
+  ASSERT_TRUE(status.ok()) << status.error_message();
   v1::ChatMessage& message = *request.mutable_chat()->add_messages();
   message.set_role("user");
   message.set_content("hi");
-  const grpc::Status status = Generate(request, from_chat);
+  status = Generate(request, from_chat);
   ASSERT_TRUE(status.ok()) << status.error_message();
   EXPECT_EQ(from_tokens[0].tokens, from_text[0].tokens);
   EXPECT_EQ(from_chat[0].tokens, from_text[0].tokens);
@@ -156,7 +158,7 @@ TEST_F(GrpcFixture, ModelsByNameAndAlias) {
   ASSERT_TRUE(stub_->GetModel(&context, {}, &model).ok());
   EXPECT_EQ(model.name(), "letters");
   EXPECT_EQ(model.vocab_size(), 27);
-  EXPECT_EQ(model.context_tokens_max(), 1 << 20);
+  EXPECT_EQ(model.context_tokens_max(), engine_.engine->context_tokens_max());
   EXPECT_TRUE(model.has_chat_template());
 }
 
@@ -203,12 +205,16 @@ TEST_F(GrpcFixture, DeadlineEndsTheRequest) {
 }
 
 TEST_F(GrpcFixture, SlowReaderLosesItsOwnRequestOnly) {
+  engine::EngineConfig config;
+  config.events_max = 4096;
+  Start(GrpcOptions{}, {}, {}, config);
   grpc::ClientContext context;
   auto reader = stub_->Generate(&context, TextRequest("abc", 500'000));
   v1::GenerateResponse response;
   ASSERT_TRUE(reader->Read(&response));
   // Not reading: the window fills, then the engine's queue of events, and the request fails.
-  EXPECT_TRUE(Eventually([&] { return stats().failed.load() == 1; }));
+  EXPECT_TRUE(Eventually([&] { return stats().failed.load() == 1; }))
+      << stats().generated_tokens.load() << " tokens, " << stats().cancelled.load();
   EXPECT_TRUE(Eventually([&] { return UsedPages() == 0; }));
   std::vector<Heard> heard;
   EXPECT_TRUE(Generate(TextRequest("xyz", 50), heard).ok());
@@ -348,13 +354,14 @@ TEST_F(GrpcFixture, ShutdownCutsWhatRuns) {
 TEST_F(GrpcFixture, ReflectionCanBeTurnedOff) {
   // An unknown method is UNIMPLEMENTED; a stream called as unary is anything else.
   const std::string method = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo";
+  const std::string list_services("\x3a\x00", 2);
   std::string answer;
-  EXPECT_NE(RawCall(channel_, method, "\x3a\x00", answer).error_code(),
+  EXPECT_NE(RawCall(channel_, method, list_services, answer).error_code(),
             grpc::StatusCode::UNIMPLEMENTED);
   GrpcOptions options;
   options.reflection = false;
   Start(options);
-  EXPECT_EQ(RawCall(channel_, method, "\x3a\x00", answer).error_code(),
+  EXPECT_EQ(RawCall(channel_, method, list_services, answer).error_code(),
             grpc::StatusCode::UNIMPLEMENTED);
 }
 
