@@ -328,14 +328,20 @@ awaitable<HandlerResult> Connection::RunHandler(const Route& route, HttpRequest 
   auto job = std::make_shared<Job>(
       Job{std::move(request), std::nullopt,
           asio::steady_timer(socket_.get_executor(), Clock::time_point::max())});
-  const bool taken = api.text_workers.Post([job, &route, &api] {
-    HandlerResult result = CallHandler(route, api, job->request);
-    asio::post(job->done.get_executor(), [job, result = std::move(result)]() mutable {
-      job->result = std::move(result);
-      job->done.cancel();
-    });
+  ++host_.handlers_running;
+  const bool taken = api.text_workers.Post([job, &route, &host = host_]() mutable {
+    HandlerResult result = CallHandler(route, host.api, job->request);
+    {
+      const auto executor = job->done.get_executor();
+      asio::post(executor, [job = std::move(job), result = std::move(result)]() mutable {
+        job->result = std::move(result);
+        job->done.cancel();
+      });
+    }
+    --host.handlers_running;  // nothing of the connection is held here any more
   });
   if (!taken) {
+    --host_.handlers_running;
     co_return ErrorReply({ErrorKind::kOverloaded, "Too many requests wait to be read.", {}});
   }
   while (!job->result) co_await job->done.async_wait(kTuple);

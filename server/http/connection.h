@@ -28,6 +28,8 @@ struct ConnectionHost final {
   ApiContext& api;
   std::atomic<int64_t> requests_in_progress{0};
   std::atomic<int64_t> requests_cut{0};
+  // Handlers on text workers: they hold objects of the I/O context, which must not die before.
+  std::atomic<int64_t> handlers_running{0};
 };
 
 class Connection final : public std::enable_shared_from_this<Connection> {

@@ -115,6 +115,7 @@ class HttpServer::Impl final {
     while (!List().empty() && std::chrono::steady_clock::now() < until) {
       std::this_thread::sleep_for(kPoll);
     }
+    while (host_.handlers_running > 0) std::this_thread::sleep_for(kPoll);  // bounded work
     context_.stop();
     for (std::thread& thread : threads_) thread.join();
     threads_.clear();
