@@ -69,7 +69,7 @@ test-sanitize: packages-test  ## Unit tests under ASan+UBSan, the engine loop un
 
 test-fuzz: packages-test  ## Each fuzz target for FUZZ_SECONDS (10) from its corpus
 	cmake --preset fuzz
-	cmake --build build/fuzz -j $(JOBS)
+	cmake --build build/fuzz -j $(JOBS) --target fuzzers
 	tests/fuzz/run.sh build/fuzz $${FUZZ_SECONDS:-10}
 
 test-cuda:  ## Needs the CUDA backend, which is not in this version

@@ -3,7 +3,7 @@
 #include <array>
 
 // Each pair brackets one file; see embedded.S.
-#define LACUNA_EMBEDDED(name) \
+#define LACUNA_EMBEDDED(name)                                  \
   extern "C" const std::byte lacuna_embedded_##name##_begin[]; \
   extern "C" const std::byte lacuna_embedded_##name##_end[];
 LACUNA_EMBEDDED(config)
@@ -18,8 +18,10 @@ LACUNA_EMBEDDED(tokenizer_config)
 namespace lacuna::models {
 
 std::span<const EmbeddedFile> EmbeddedModel() {
-#define LACUNA_EMBEDDED(file, name) \
-  EmbeddedFile { file, {lacuna_embedded_##name##_begin, lacuna_embedded_##name##_end} }
+#define LACUNA_EMBEDDED(file, name)                                        \
+  EmbeddedFile {                                                           \
+    file, { lacuna_embedded_##name##_begin, lacuna_embedded_##name##_end } \
+  }
   static const std::array kFiles = {
       LACUNA_EMBEDDED("config.json", config),
       LACUNA_EMBEDDED("generation_config.json", generation_config),

@@ -1,4 +1,5 @@
-// The default model's files, linked into the binary: `lacuna serve` needs no download and no folder.
+// The default model's files, linked into the binary: `lacuna serve` needs no download and no
+// folder.
 #pragma once
 
 #include <cstddef>

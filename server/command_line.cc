@@ -108,9 +108,10 @@ void AddBench(CLI::App& app, int& exit_code) {
 
   auto serve = std::make_shared<bench::BenchServeOptions>();
   command = bench->add_subcommand("serve", "Load test of a running server");
-  command->add_option("--config", serve->config, "Load test (configs/bench/*.json)")->required();
+  command->add_option("--config", serve->config_path, "Load test (configs/bench/*.json)")
+      ->required();
   command->add_option("--url", serve->url, "http://host:port of the server")->required();
-  command->add_option("--json", serve->json, "File to write the report to");
+  command->add_option("--json", serve->json_path, "File to write the report to");
   command->add_flag("--quiet", serve->quiet, "No progress bar");
   OnParsed(command, serve, exit_code, bench::RunBenchServe);
 }

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <cstdlib>
 #include <utility>
 
 #include "engine/assemble.h"
@@ -203,6 +204,7 @@ int RunServe(const ServeOptions& options, std::ostream& out, std::ostream& err) 
   const sigset_t signals = HandledSignals();
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   signal(SIGPIPE, SIG_IGN);
+  setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);  // its failures come back as a Status
 
   Stack stack;
   if (const int code = Load(config, stack, err); code != 0) return code;

@@ -98,9 +98,8 @@ Result<VerifyReport> RunOnce(const VerifyOptions& options, kernels::Backend& bac
                              bool bf16_rope) {
   LACUNA_ASSIGN_OR_RETURN(const std::unique_ptr<engine::Folder> folder,
                           engine::Folder::Open(options.model));
-  LACUNA_ASSIGN_OR_RETURN(
-      const std::unique_ptr<engine::Model> model,
-      engine::LoadModel(*folder, backend, /*context_tokens=*/0, bf16_rope));
+  LACUNA_ASSIGN_OR_RETURN(const std::unique_ptr<engine::Model> model,
+                          engine::LoadModel(*folder, backend, /*context_tokens=*/0, bf16_rope));
   LACUNA_ASSIGN_OR_RETURN(const Expected expected,
                           ReadExpected(options.expected, model->info().vocab_size));
   const int64_t prompt = static_cast<int64_t>(expected.input_ids.size());

@@ -75,7 +75,8 @@ std::vector<fs::path> Sources() {
     if (!fs::exists(top)) continue;
     for (const auto& entry : fs::recursive_directory_iterator(top)) {
       const std::string extension = entry.path().extension();
-      if (entry.is_regular_file() && (extension == ".h" || extension == ".cc" || extension == ".inl")) {
+      if (entry.is_regular_file() &&
+          (extension == ".h" || extension == ".cc" || extension == ".inl")) {
         files.push_back(entry.path());
       }
     }
