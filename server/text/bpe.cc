@@ -164,7 +164,8 @@ TokenId Bpe::FindSymbol(std::string_view symbol, bool is_first, bool is_last) co
   const bool add_prefix = !is_first && !prefix_.empty();
   const bool add_suffix = is_last && !suffix_.empty();
   if (!add_prefix && !add_suffix) {
-    return symbol.size() == 1 ? ascii_ids_[static_cast<size_t>(symbol[0])] : vocab_.Find(symbol);
+    return symbol.size() == 1 ? ascii_ids_[static_cast<unsigned char>(symbol[0])]
+                              : vocab_.Find(symbol);
   }
   std::string text = add_prefix ? prefix_ : "";
   text.append(symbol);
