@@ -57,7 +57,7 @@ test-e2e: packages-test  ## The server as its users see it: real HTTP and gRPC c
 	cmake --preset release -DLACUNA_TESTS=ON
 	cmake --build build/release -j $(JOBS) --target lacuna
 	cd tests/e2e && npm ci --no-audit --no-fund --silent
-	LACUNA_BIN=$(CURDIR)/build/release/lacuna node --test tests/e2e/
+	LACUNA_BIN=$(CURDIR)/build/release/lacuna node --test tests/e2e/*.test.mjs
 
 test-sanitize: packages-test  ## Unit tests under ASan+UBSan, the engine loop under TSan
 	cmake --preset dev
