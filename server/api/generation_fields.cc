@@ -10,7 +10,6 @@ namespace {
 using nlohmann::json;
 
 constexpr int64_t kInt32Max = std::numeric_limits<int32_t>::max();
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 void ReadSampling(FieldReader& reader, engine::SamplingParams& sampling) {
   reader.Number("temperature", 0.0, 2.0, sampling.temperature);
