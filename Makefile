@@ -79,7 +79,9 @@ lint: packages-test  ## clang-format and clang-tidy over the tree
 	$(call packages,$(LINT_PACKAGES))
 	git ls-files '*.h' '*.cc' | xargs clang-format --dry-run --Werror
 	cmake --preset release -DLACUNA_TESTS=ON
+	# kernels/cpu needs g++'s processor features, which clang-tidy 14 does not know.
 	git ls-files 'kernels/*.cc' 'kvcache/*.cc' 'engine/*.cc' 'server/*.cc' 'bench/*.cc' | \
+	  grep -v '^kernels/cpu/' | \
 	  xargs -P $(JOBS) -n 4 clang-tidy -p build/release --quiet --warnings-as-errors='*'
 
 format:  ## Formats every source file

@@ -287,7 +287,7 @@ void ReadRopes(FieldReader& reader, const std::vector<bool>& sliding, ModelConfi
       const json wrapped = {{"rope_parameters", nested->value(type, json::object())}};
       FieldReader inner(wrapped, reader.path() + type + ".");
       defaults.theta = theta;
-      const RopeConfig rope = ReadRopeConfig(inner, defaults);
+      RopeConfig rope = ReadRopeConfig(inner, defaults);
       reader.Fail(inner.status());
       return rope;
     };

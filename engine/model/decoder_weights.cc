@@ -9,7 +9,6 @@ namespace lacuna::engine {
 namespace {
 
 using kernels::Backend;
-using kernels::Buffer;
 
 float ElementAt(const TensorView& tensor, int64_t index) {
   switch (tensor.dtype()) {

@@ -2,7 +2,7 @@
 
 namespace lacuna::kvcache {
 
-Ledger::Ledger(std::vector<const PagePool*> pools) {
+Ledger::Ledger(const std::vector<const PagePool*>& pools) {
   groups_.reserve(pools.size());
   for (const PagePool* pool : pools) {
     groups_.push_back({.pool = pool, .available = pool->counts().free + pool->counts().cached});

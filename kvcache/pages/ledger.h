@@ -16,7 +16,7 @@ namespace lacuna::kvcache {
 
 class Ledger final {
  public:
-  explicit Ledger(std::vector<const PagePool*> pools);
+  explicit Ledger(const std::vector<const PagePool*>& pools);
 
   int groups() const { return static_cast<int>(groups_.size()); }
   int64_t available(int group) const { return at(group).available; }
