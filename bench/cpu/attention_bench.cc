@@ -148,7 +148,9 @@ class Cache final {
   const KvPool& pool(size_t copy) const { return pools_[copy % pools_.size()]; }
   size_t copies() const { return pools_.size(); }
   int64_t tokens() const { return tokens_; }
-  PageLists lists() const { return {page_ids_.data(), logical_.data(), offsets_.data(), 1}; }
+  PageLists lists() const {
+    return {page_ids_.data(), logical_.data(), offsets_.data(), offsets_.data() + 1, 1};
+  }
 
  private:
   static constexpr int kPageTokens = 64;

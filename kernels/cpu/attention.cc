@@ -258,14 +258,14 @@ TileWork PrefillTile(const AttendPrefillArgs& args, int64_t tile, int64_t tile_q
   work.first_row = chunk.first_row + first;
   work.queries = static_cast<int>(std::min(tile_queries, chunk.rows - first));
   work.first_position = chunk.first_position + first;
-  work.list_begin = args.lists.offsets[index];
-  work.list_end = args.lists.offsets[index + 1];
+  work.list_begin = args.lists.begins[index];
+  work.list_end = args.lists.ends[index];
   if (args.ranges != nullptr) {
     const int64_t range_tiles = CeilDiv(chunk.rows, KeyRanges::kQueryTileTokens);
     const int64_t list = args.ranges->chunk_offsets[index] + work.first_head * range_tiles +
                          first / KeyRanges::kQueryTileTokens;
-    work.range_begin = args.ranges->offsets[list];
-    work.range_end = args.ranges->offsets[list + 1];
+    work.range_begin = args.ranges->begins[list];
+    work.range_end = args.ranges->ends[list];
   }
   return work;
 }
@@ -338,7 +338,7 @@ Status AttendDecodeCpu(const AttendDecodeArgs& args, Isa isa, bool deterministic
   const int64_t tiles = args.q.dim(0) * parts;
   int64_t pages_max = 0;
   for (int64_t i = 0; i < args.lists.lists; ++i) {
-    pages_max = std::max(pages_max, args.lists.offsets[i + 1] - args.lists.offsets[i]);
+    pages_max = std::max(pages_max, args.lists.ends[i] - args.lists.begins[i]);
   }
   const int64_t splits = SplitsOf(tiles, pages_max, deterministic, scratch);
   const Attention attention(args.pool, args.lists, nullptr, args.params, args.q, args.out, args.lse,
@@ -350,8 +350,8 @@ Status AttendDecodeCpu(const AttendDecodeArgs& args, Isa isa, bool deterministic
     work.first_position = args.positions.as<const int32_t>()[work.first_row];
     const int64_t list =
         work.first_row * args.lists_per_row + (args.lists_per_row > 1 ? work.kv_head : 0);
-    work.list_begin = args.lists.offsets[list];
-    work.list_end = args.lists.offsets[list + 1];
+    work.list_begin = args.lists.begins[list];
+    work.list_end = args.lists.ends[list];
     return work;
   };
   pool.ParallelFor(tiles * splits, [&](int64_t task, int worker) {

@@ -19,6 +19,12 @@ class CpuDevice final : public Device {
     return OkStatus();
   }
   Status Synchronize(Stream&) override { return OkStatus(); }
+  int64_t FreeBytes() const override { return AvailableBytes(); }
+  bool captures() const override { return false; }
+  Status BeginCapture(Stream&) override { return InternalError("the CPU records no graphs"); }
+  Result<std::unique_ptr<Graph>> EndCapture(Stream&) override {
+    return InternalError("the CPU records no graphs");
+  }
 };
 
 }  // namespace lacuna::kernels::cpu

@@ -26,19 +26,6 @@ void Unmap(void* data) {
   munmap(base, bytes);
 }
 
-// What the machine could still give, page cache included; -1 when unknown.
-int64_t AvailableBytes() {
-  std::ifstream meminfo("/proc/meminfo");
-  std::string key;
-  int64_t kib = 0;
-  std::string rest;
-  while (meminfo >> key >> kib) {
-    if (key == "MemAvailable:") return kib << 10;
-    std::getline(meminfo, rest);
-  }
-  return -1;
-}
-
 Status OutOfMemory(int64_t bytes, int64_t available) {
   const std::string free_text =
       available < 0 ? "an unknown amount" : std::to_string(available >> 20) + " MiB";
@@ -59,6 +46,18 @@ Result<Buffer> MapZeroed(int64_t bytes) {
 }
 
 }  // namespace
+
+int64_t AvailableBytes() {
+  std::ifstream meminfo("/proc/meminfo");
+  std::string key;
+  int64_t kib = 0;
+  std::string rest;
+  while (meminfo >> key >> kib) {
+    if (key == "MemAvailable:") return kib << 10;
+    std::getline(meminfo, rest);
+  }
+  return -1;
+}
 
 Result<Buffer> AllocateZeroed(int64_t bytes) {
   if (bytes < 0) return InvalidArgument("memory: a negative size");

@@ -12,4 +12,7 @@ namespace lacuna::kernels::cpu {
 // kInvalidArgument for a negative size; kExhausted names what was asked and what is free.
 Result<Buffer> AllocateZeroed(int64_t bytes);
 
+// What the machine could still give, page cache included; -1 when unknown.
+int64_t AvailableBytes();
+
 }  // namespace lacuna::kernels::cpu

@@ -33,6 +33,13 @@ struct Stream final {
   void* native = nullptr;
 };
 
+// A recorded run of work that is launched as one (a CUDA graph). Launched on the engine thread.
+class Graph {
+ public:
+  virtual ~Graph() = default;
+  virtual Status Launch(Stream& stream) = 0;
+};
+
 class Device {
  public:
   virtual ~Device() = default;
@@ -44,6 +51,13 @@ class Device {
   // Between any two of host and device; ordered on `stream`.
   virtual Status Copy(void* to, const void* from, int64_t bytes, Stream& stream) = 0;
   virtual Status Synchronize(Stream& stream) = 0;
+
+  // Bytes of free memory, for sizing; on the CPU what the machine could still give.
+  virtual int64_t FreeBytes() const = 0;
+  // Whether BeginCapture records the work of a stream instead of doing it.
+  virtual bool captures() const = 0;
+  virtual Status BeginCapture(Stream& stream) = 0;
+  virtual Result<std::unique_ptr<Graph>> EndCapture(Stream& stream) = 0;
 };
 
 }  // namespace lacuna::kernels

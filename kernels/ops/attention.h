@@ -21,6 +21,23 @@ struct AppendKvArgs final {
   KvPool pool;
 };
 
+// What happens to the q, k and v of new tokens before attention, in one pass over them: optional
+// RMS norm of each q and k head (Qwen 3, Gemma 3), rotary embedding of q and k (see RopeArgs), and
+// AppendKv of the k and v that result. q is changed in place; k and v are not.
+struct RopeAppendArgs final {
+  TensorView q;       // [tokens, q_heads, head_dim] act, in place
+  TensorView k;       // [tokens, kv_heads, head_dim] act
+  TensorView v;       // [tokens, kv_heads, head_dim] act
+  TensorView q_norm;  // [head_dim] f32, or empty
+  TensorView k_norm;  // [head_dim] f32, or empty
+  float norm_eps = 1e-6f;
+  TensorView positions;  // [tokens] i32: rows of cos_sin
+  TensorView cos_sin;    // [positions_max, rotary_dim] f32
+  bool interleaved = false;
+  TensorView slots;  // [tokens] i32, as AppendKvArgs
+  KvPool pool;
+};
+
 // What both attentions share. softmax(softcap(scale * q k^T)) over the visible keys, then times V;
 // softcap(s) = softcap * tanh(s / softcap) when softcap > 0. A sink logit adds
 // exp(sink_logits[head]) to the denominator only. Query head h reads kv head h / (q_heads /

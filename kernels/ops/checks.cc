@@ -115,7 +115,8 @@ void CheckParams(Checker& check, const AttentionParams& params) {
 
 void CheckLists(Checker& check, const PageLists& lists, int64_t need) {
   check.Require(lists.lists == need, "lists", "one list per row (and kv head) or chunk");
-  check.Require(need == 0 || lists.offsets != nullptr, "lists", "offsets");
+  check.Require(need == 0 || (lists.begins != nullptr && lists.ends != nullptr), "lists",
+                "begins and ends");
 }
 
 // q, out and lse, the same for both attentions.
@@ -173,8 +174,9 @@ Status Check(const AttendPrefillArgs& args, DType act) {
   }
   CheckLists(check, args.lists, static_cast<int64_t>(args.chunks.size()));
   if (args.ranges != nullptr && !args.chunks.empty()) {
-    check.Require(args.ranges->offsets != nullptr && args.ranges->chunk_offsets != nullptr,
-                  "ranges", "offsets and chunk_offsets");
+    check.Require(args.ranges->begins != nullptr && args.ranges->ends != nullptr &&
+                      args.ranges->chunk_offsets != nullptr,
+                  "ranges", "begins, ends and chunk_offsets");
   }
   return check.Take();
 }

@@ -9,12 +9,14 @@
 namespace lacuna::kernels {
 
 // Lists of KV pages, ascending by logical index, without repeats. List i is the entries
-// [offsets[i], offsets[i + 1]) of `pages` and `logical`.
+// [begins[i], ends[i]) of `pages` and `logical`: packed lists give ends = begins + 1, lists made on
+// the device have a fixed stride.
 struct PageLists final {
   const int32_t* pages = nullptr;    // index of the page in its pool
   const int32_t* logical = nullptr;  // position of the page in its sequence: it holds the tokens
                                      // [logical * page_tokens, (logical + 1) * page_tokens)
-  const int64_t* offsets = nullptr;  // [lists + 1], ascending
+  const int64_t* begins = nullptr;   // [lists]
+  const int64_t* ends = nullptr;     // [lists]
   int64_t lists = 0;
 };
 
@@ -26,7 +28,8 @@ struct KeyRanges final {
   static constexpr int kQueryTileTokens = 64;
   const int32_t* begin = nullptr;
   const int32_t* end = nullptr;
-  const int64_t* offsets = nullptr;        // [lists + 1]
+  const int64_t* begins = nullptr;         // [lists], of a list's entries in `begin` and `end`
+  const int64_t* ends = nullptr;           // [lists]
   const int64_t* chunk_offsets = nullptr;  // [chunks], first list of a chunk
 };
 

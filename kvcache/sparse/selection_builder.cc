@@ -26,7 +26,8 @@ void SelectionBuilder::AddDense(const PageSpan& span) {
 kernels::PageLists SelectionBuilder::lists() const {
   return {.pages = pages_.data(),
           .logical = logical_.data(),
-          .offsets = offsets_.data(),
+          .begins = offsets_.data(),
+          .ends = offsets_.data() + 1,
           .lists = static_cast<int64_t>(offsets_.size()) - 1};
 }
 

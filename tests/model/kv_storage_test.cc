@@ -42,8 +42,8 @@ TEST(SelectionBuilder, ListsAreTheSpansInOrder) {
   builder.AddDense({std::span(pages).subspan(2), std::span(logical).subspan(2)});
   kernels::PageLists lists = builder.lists();
   ASSERT_EQ(lists.lists, 2);
-  EXPECT_EQ(lists.offsets[1], 3);
-  EXPECT_EQ(lists.offsets[2], 4);
+  EXPECT_EQ(lists.ends[0], 3);
+  EXPECT_EQ(lists.ends[1], 4);
   EXPECT_EQ(lists.pages[1], 4);
   EXPECT_EQ(lists.pages[3], 7);
   EXPECT_EQ(lists.logical[3], 2);
@@ -51,7 +51,7 @@ TEST(SelectionBuilder, ListsAreTheSpansInOrder) {
   builder.AddDense({});
   lists = builder.lists();
   EXPECT_EQ(lists.lists, 1);
-  EXPECT_EQ(lists.offsets[1], 0);
+  EXPECT_EQ(lists.ends[0], 0);
 }
 
 TEST(SelectionBuilder, SlotsFollowThePagesAndMissingOnesAreErrors) {

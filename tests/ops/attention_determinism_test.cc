@@ -122,7 +122,8 @@ TEST_P(AttentionDeterminism, DecodeEqualsPrefillInAnyBatch) {
         for (int first = 0; first < rows; first += batch) {
           const int count = std::min(batch, rows - first);
           PageLists view = lists.View();
-          view.offsets += first;
+          view.begins += first;
+          view.ends += first;
           view.lists = count;
           const AttendDecodeArgs args{q.view().Slice(first, count),
                                       world.pool(),

@@ -58,7 +58,8 @@ struct ListBuilder final {
   std::vector<int64_t> offsets{0};
   void Close() { offsets.push_back(static_cast<int64_t>(pages.size())); }
   PageLists View() const {
-    return {pages.data(), logical.data(), offsets.data(), static_cast<int64_t>(offsets.size()) - 1};
+    return {pages.data(), logical.data(), offsets.data(), offsets.data() + 1,
+            static_cast<int64_t>(offsets.size()) - 1};
   }
 };
 

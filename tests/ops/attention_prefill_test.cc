@@ -13,7 +13,7 @@ struct RangeBuilder final {
   std::vector<int32_t> begin, end;
   std::vector<int64_t> offsets{0}, chunk_offsets;
   KeyRanges View() const {
-    return {begin.data(), end.data(), offsets.data(), chunk_offsets.data()};
+    return {begin.data(), end.data(), offsets.data(), offsets.data() + 1, chunk_offsets.data()};
   }
   bool Contains(int64_t list, int key) const {
     for (int64_t i = offsets[static_cast<size_t>(list)]; i < offsets[static_cast<size_t>(list) + 1];

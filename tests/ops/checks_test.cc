@@ -217,7 +217,7 @@ TEST(Checks, Attention) {
   decode.q = Act({2, 4, 16});
   decode.pool = GoodPool();
   decode.positions = Ints(2);
-  decode.lists = {nullptr, nullptr, kOffsets, 2};
+  decode.lists = {nullptr, nullptr, kOffsets, kOffsets + 1, 2};
   decode.out = Act({2, 4, 16});
   decode.lse = F32({2, 4});
   ExpectRefused<AttendDecodeArgs>(
@@ -239,7 +239,7 @@ TEST(Checks, Attention) {
                 }},
                {"AttendDecode: positions", [](auto& a) { a.positions = Ints(1); }},
                {"AttendDecode: lists:", [](auto& a) { a.lists.lists = 3; }},
-               {"AttendDecode: lists:", [](auto& a) { a.lists.offsets = nullptr; }},
+               {"AttendDecode: lists:", [](auto& a) { a.lists.begins = nullptr; }},
                {"AttendDecode: lists_per_row", [](auto& a) { a.lists_per_row = 4; }},
                {"AttendDecode: scale", [](auto& a) { a.params.scale = kNan; }},
                {"AttendDecode: softcap", [](auto& a) { a.params.softcap = -1.0f; }},
@@ -253,7 +253,7 @@ TEST(Checks, Attention) {
   prefill.q = decode.q;
   prefill.pool = decode.pool;
   prefill.chunks = chunks;
-  prefill.lists = {nullptr, nullptr, kOffsets, 1};
+  prefill.lists = {nullptr, nullptr, kOffsets, kOffsets + 1, 1};
   prefill.out = decode.out;
   ExpectRefused<AttendPrefillArgs>(
       prefill, {{"AttendPrefill: chunks", [](auto& a) { a.chunks = kPast; }},
