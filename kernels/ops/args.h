@@ -1,8 +1,9 @@
 // Argument structs of the dense ops. SEAM.
 //
-// "act" is the activation type of the backend's precision: bf16, or f32 in verification mode. Views
-// may be strided in their outermost dimension. No op allocates; none keeps a pointer after it is
-// done.
+// "act" is the activation type of the backend's precision: bf16, f16, or f32 in verification mode.
+// Views may be strided in their outermost dimension. No op allocates; none keeps a pointer after it
+// is done. Ids, row indices and positions are in range (checked at intake): a backend that reads
+// them on the host refuses others, one that reads them on the device makes NaN of their rows.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +12,7 @@
 
 namespace lacuna::kernels {
 
-// out[t, :] = scale * table[ids[t], :]. Ids are in range (checked at intake).
+// out[t, :] = scale * table[ids[t], :]
 struct EmbedArgs final {
   TensorView ids;    // [tokens] i32
   TensorView table;  // [vocab, hidden] f32 | bf16 | f16

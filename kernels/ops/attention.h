@@ -12,8 +12,8 @@ namespace lacuna::kernels {
 
 // Writes k[t], v[t] into slot slots[t] = page * page_tokens + offset; a negative slot is skipped.
 // The first token of a page (offset 0) clears the page's slabs, so that stale bytes (even NaN)
-// never reach an output. Slots of one call are distinct; a sequence's tokens come in ascending
-// order.
+// never reach an output. Slots of one call are distinct; a sequence's tokens are consecutive rows
+// in ascending order.
 struct AppendKvArgs final {
   TensorView k;      // [tokens, kv_heads, head_dim] act
   TensorView v;      // [tokens, kv_heads, head_dim] act
@@ -23,10 +23,10 @@ struct AppendKvArgs final {
 
 // What happens to the q, k and v of new tokens before attention, in one pass over them: optional
 // RMS norm of each q and k head (Qwen 3, Gemma 3), rotary embedding of q and k (see RopeArgs), and
-// AppendKv of the k and v that result. q is changed in place; k and v are not.
+// AppendKv of the k and v that result. q is changed in place, k may be; v is not.
 struct RopeAppendArgs final {
   TensorView q;       // [tokens, q_heads, head_dim] act, in place
-  TensorView k;       // [tokens, kv_heads, head_dim] act
+  TensorView k;       // [tokens, kv_heads, head_dim] act, scratch afterwards
   TensorView v;       // [tokens, kv_heads, head_dim] act
   TensorView q_norm;  // [head_dim] f32, or empty
   TensorView k_norm;  // [head_dim] f32, or empty

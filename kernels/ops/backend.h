@@ -19,8 +19,21 @@
 #include "kernels/device/device.h"
 #include "kernels/ops/args.h"
 #include "kernels/ops/attention.h"
+#include "kernels/ops/sample.h"
 
 namespace lacuna::kernels {
+
+// The largest step that a backend will be asked for; what its scratch memory is sized by.
+struct WorkspaceLimits final {
+  int64_t step_tokens = 1;  // rows of a step: prompt and decode tokens together
+  int64_t rows = 1;         // decode rows of a step
+  int64_t sequences = 1;    // prefill chunks of a step
+  int64_t q_heads = 1;
+  int64_t head_dim = 1;
+  int64_t context_tokens = 1;  // of one sequence
+  int64_t logit_rows = 1;      // rows of Sample
+  int64_t vocab = 1;
+};
 
 class Backend {
  public:
@@ -33,6 +46,14 @@ class Backend {
 
   // weight: [out, in] f32 | bf16 | f16 in host memory, which may go away afterwards.
   virtual Result<std::unique_ptr<PreparedMatrix>> PrepareMatrix(const TensorView& weight) = 0;
+  // [rows, columns] of seeded random numbers, uniform in +- scale, made where they will lie: for
+  // speed measurements of shapes without weights. Other numbers on other backends.
+  virtual Result<std::unique_ptr<PreparedMatrix>> PrepareRandomMatrix(int64_t rows, int64_t columns,
+                                                                      uint64_t seed,
+                                                                      float scale) = 0;
+  // Allocates the scratch memory of the ops; none allocates later. Called before the first step,
+  // and never while a recorded graph lives. A second call never shrinks.
+  virtual Status ReserveWorkspace(const WorkspaceLimits& limits) = 0;
 
   virtual Status Embed(const EmbedArgs& args, Stream& stream) = 0;
   virtual Status RmsNorm(const RmsNormArgs& args, Stream& stream) = 0;
@@ -41,15 +62,18 @@ class Backend {
   virtual Status GatedActivation(const GatedActivationArgs& args, Stream& stream) = 0;
   virtual Status GatherRows(const GatherRowsArgs& args, Stream& stream) = 0;
   virtual Status Softcap(const SoftcapArgs& args, Stream& stream) = 0;
+  virtual Status RopeAppend(const RopeAppendArgs& args, Stream& stream) = 0;
   virtual Status AppendKv(const AppendKvArgs& args, Stream& stream) = 0;
   virtual Status AttendDecode(const AttendDecodeArgs& args, Stream& stream) = 0;
   virtual Status AttendPrefill(const AttendPrefillArgs& args, Stream& stream) = 0;
+  virtual Status Sample(const SampleArgs& args, Stream& stream) = 0;
 };
 
 struct BackendOptions final {
-  DType precision = DType::kBF16;  // kF32: verification mode
+  DType precision = DType::kBF16;  // or kF16 (CUDA); kF32: verification mode
   bool deterministic = false;
-  int threads = 0;  // 0: one per physical core
+  int device_ordinal = 0;  // of the GPU
+  int threads = 0;         // 0: one per physical core
   bool pin_threads = true;
   std::string isa_max = "auto";  // auto | scalar | avx2 | avx512 | avx512_bf16 | amx
 };

@@ -143,6 +143,31 @@ Status Check(const AppendKvArgs& args, DType act) {
   return check.Take();
 }
 
+Status Check(const RopeAppendArgs& args, DType act) {
+  Checker check("RopeAppend");
+  CheckPool(check, args.pool, act);
+  const int64_t head_dim = args.pool.head_dim;
+  if (!check.Tensor("q", args.q, {act}, {kAnyDim, kAnyDim, head_dim})) return check.Take();
+  const int64_t tokens = args.q.dim(0);
+  check.Tensor("k", args.k, {act}, {tokens, args.pool.kv_heads, head_dim});
+  check.Tensor("v", args.v, {act}, {tokens, args.pool.kv_heads, head_dim});
+  check.OptionalTensor("q_norm", args.q_norm, {DType::kF32}, {head_dim});
+  check.OptionalTensor("k_norm", args.k_norm, {DType::kF32}, {head_dim});
+  check.Require(std::isfinite(args.norm_eps) && args.norm_eps >= 0.0f, "norm_eps",
+                "a finite number >= 0");
+  if (!check.Tensor("positions", args.positions, {DType::kI32}, {tokens}) ||
+      !check.Tensor("slots", args.slots, {DType::kI32}, {tokens}) ||
+      !check.Tensor("cos_sin", args.cos_sin, {DType::kF32}, {kAnyDim, kAnyDim})) {
+    return check.Take();
+  }
+  const int64_t rotary_dim = args.cos_sin.dim(1);
+  check.Require(args.positions.contiguous(), "positions", "a contiguous vector");
+  check.Require(args.slots.contiguous(), "slots", "a contiguous vector");
+  check.Require(rotary_dim > 0 && rotary_dim % 2 == 0 && rotary_dim <= head_dim, "cos_sin",
+                "an even rotary_dim, at least 2 and at most head_dim");
+  return check.Take();
+}
+
 Status Check(const AttendDecodeArgs& args, DType act) {
   Checker check("AttendDecode");
   CheckPool(check, args.pool, act);
@@ -178,6 +203,17 @@ Status Check(const AttendPrefillArgs& args, DType act) {
                       args.ranges->chunk_offsets != nullptr,
                   "ranges", "begins, ends and chunk_offsets");
   }
+  return check.Take();
+}
+
+Status Check(const SampleArgs& args, DType) {
+  Checker check("Sample");
+  if (!check.Tensor("logits", args.logits, {DType::kF32}, {kAnyDim, kAnyDim})) return check.Take();
+  if (args.logits.dim(0) == 0) return check.Take();
+  check.Require(args.logits.dim(1) > 0 && args.logits.dim(1) <= std::numeric_limits<int32_t>::max(),
+                "logits", "at least one token, ids that fit 32 bits");
+  check.Require(args.rows != nullptr, "rows", "one for each row of logits");
+  check.Require(args.results != nullptr && args.tokens != nullptr, "results", "memory");
   return check.Take();
 }
 

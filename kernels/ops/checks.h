@@ -6,6 +6,7 @@
 #include "kernels/core/status.h"
 #include "kernels/ops/args.h"
 #include "kernels/ops/attention.h"
+#include "kernels/ops/sample.h"
 
 namespace lacuna::kernels {
 
@@ -17,8 +18,10 @@ Status Check(const GatedActivationArgs& args, DType act);
 Status Check(const GatherRowsArgs& args, DType act);
 Status Check(const SoftcapArgs& args, DType act);
 Status Check(const AppendKvArgs& args, DType act);
+Status Check(const RopeAppendArgs& args, DType act);
 Status Check(const AttendDecodeArgs& args, DType act);
 Status Check(const AttendPrefillArgs& args, DType act);
+Status Check(const SampleArgs& args, DType act);
 Status CheckWeight(const TensorView& weight);
 
 }  // namespace lacuna::kernels

@@ -44,6 +44,11 @@ Status AppendKv(Backend& backend, const AppendKvArgs& args, Stream& stream) {
   return args.k.empty() ? OkStatus() : backend.AppendKv(args, stream);
 }
 
+Status RopeAppend(Backend& backend, const RopeAppendArgs& args, Stream& stream) {
+  LACUNA_RETURN_IF_ERROR(Check(args, backend.act_dtype()));
+  return args.k.empty() ? OkStatus() : backend.RopeAppend(args, stream);
+}
+
 Status AttendDecode(Backend& backend, const AttendDecodeArgs& args, Stream& stream) {
   LACUNA_RETURN_IF_ERROR(Check(args, backend.act_dtype()));
   return args.q.empty() ? OkStatus() : backend.AttendDecode(args, stream);
@@ -52,6 +57,11 @@ Status AttendDecode(Backend& backend, const AttendDecodeArgs& args, Stream& stre
 Status AttendPrefill(Backend& backend, const AttendPrefillArgs& args, Stream& stream) {
   LACUNA_RETURN_IF_ERROR(Check(args, backend.act_dtype()));
   return args.q.empty() || args.chunks.empty() ? OkStatus() : backend.AttendPrefill(args, stream);
+}
+
+Status Sample(Backend& backend, const SampleArgs& args, Stream& stream) {
+  LACUNA_RETURN_IF_ERROR(Check(args, backend.act_dtype()));
+  return args.logits.empty() ? OkStatus() : backend.Sample(args, stream);
 }
 
 Result<std::unique_ptr<PreparedMatrix>> PrepareMatrix(Backend& backend, const TensorView& weight) {

@@ -12,6 +12,7 @@
 #include "kernels/ops/args.h"
 #include "kernels/ops/attention.h"
 #include "kernels/ops/backend.h"
+#include "kernels/ops/sample.h"
 
 namespace lacuna::kernels {
 
@@ -23,8 +24,10 @@ Status GatedActivation(Backend& backend, const GatedActivationArgs& args, Stream
 Status GatherRows(Backend& backend, const GatherRowsArgs& args, Stream& stream);
 Status Softcap(Backend& backend, const SoftcapArgs& args, Stream& stream);
 Status AppendKv(Backend& backend, const AppendKvArgs& args, Stream& stream);
+Status RopeAppend(Backend& backend, const RopeAppendArgs& args, Stream& stream);
 Status AttendDecode(Backend& backend, const AttendDecodeArgs& args, Stream& stream);
 Status AttendPrefill(Backend& backend, const AttendPrefillArgs& args, Stream& stream);
+Status Sample(Backend& backend, const SampleArgs& args, Stream& stream);
 
 // The weight of PrepareMatrix: [out, in] f32 | bf16 | f16, both at least 1.
 Result<std::unique_ptr<PreparedMatrix>> PrepareMatrix(Backend& backend, const TensorView& weight);

@@ -1,0 +1,128 @@
+#include "kernels/cuda/cuda_backend.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/ops.h"
+
+namespace lacuna::kernels::cuda {
+namespace {
+
+class CudaBackend final : public Backend {
+ public:
+  CudaBackend(const BackendOptions& options, std::unique_ptr<CudaDevice> device,
+              std::unique_ptr<Matmuls> matmuls)
+      : precision_(options.precision),
+        deterministic_(options.deterministic),
+        device_(std::move(device)),
+        matmuls_(std::move(matmuls)),
+        name_("cuda-sm" + std::to_string(traits().major) + std::to_string(traits().minor) + " " +
+              device_->model() + " " + std::string(DTypeName(precision_))) {}
+
+  Device& device() override { return *device_; }
+  std::string_view name() const override { return name_; }
+  DType act_dtype() const override { return precision_; }
+  int threads() const override { return 1; }
+
+  Result<std::unique_ptr<PreparedMatrix>> PrepareMatrix(const TensorView& weight) override {
+    LACUNA_RETURN_IF_ERROR(device_->Enter());
+    return matmuls_->Prepare(weight);
+  }
+  Result<std::unique_ptr<PreparedMatrix>> PrepareRandomMatrix(int64_t rows, int64_t columns,
+                                                              uint64_t seed, float scale) override {
+    LACUNA_RETURN_IF_ERROR(device_->Enter());
+    return matmuls_->PrepareRandom(rows, columns, seed, scale);
+  }
+
+  Status ReserveWorkspace(const WorkspaceLimits& limits) override {
+    const int64_t bytes =
+        std::max({PrefillWorkspaceBytes(traits(), limits.step_tokens, limits.sequences,
+                                        limits.q_heads, limits.context_tokens),
+                  DecodeWorkspaceBytes(traits(), limits.rows, limits.q_heads, limits.head_dim),
+                  SampleWorkspaceBytes(limits.logit_rows, limits.vocab)});
+    if (bytes <= workspace_.bytes()) return OkStatus();
+    Stream stream;
+    LACUNA_RETURN_IF_ERROR(device_->Synchronize(stream));  // the last op may still use the old one
+    workspace_ = Buffer();
+    LACUNA_ASSIGN_OR_RETURN(workspace_, device_->Allocate(bytes));
+    return OkStatus();
+  }
+
+  Status Embed(const EmbedArgs& args, Stream& stream) override {
+    LACUNA_RETURN_IF_ERROR(device_->Enter());
+    return cuda::Embed(args, device_->Native(stream));
+  }
+  Status RmsNorm(const RmsNormArgs& args, Stream& stream) override {
+    LACUNA_RETURN_IF_ERROR(device_->Enter());
+    return cuda::RmsNorm(args, device_->Native(stream));
+  }
+  Status Matmul(const MatmulArgs& args, Stream& stream) override {
+    LACUNA_RETURN_IF_ERROR(device_->Enter());
+    return matmuls_->Run(args, device_->Native(stream));
+  }
+  Status Rope(const RopeArgs& args, Stream& stream) override {
+    LACUNA_RETURN_IF_ERROR(device_->Enter());
+    return cuda::Rope(args, device_->Native(stream));
+  }
+  Status GatedActivation(const GatedActivationArgs& args, Stream& stream) override {
+    LACUNA_RETURN_IF_ERROR(device_->Enter());
+    return cuda::GatedActivation(args, device_->Native(stream));
+  }
+  Status GatherRows(const GatherRowsArgs& args, Stream& stream) override {
+    LACUNA_RETURN_IF_ERROR(device_->Enter());
+    return cuda::GatherRows(args, device_->Native(stream));
+  }
+  Status Softcap(const SoftcapArgs& args, Stream& stream) override {
+    LACUNA_RETURN_IF_ERROR(device_->Enter());
+    return cuda::Softcap(args, device_->Native(stream));
+  }
+  Status RopeAppend(const RopeAppendArgs& args, Stream& stream) override {
+    LACUNA_RETURN_IF_ERROR(device_->Enter());
+    return cuda::RopeAppend(args, device_->Native(stream));
+  }
+  Status AppendKv(const AppendKvArgs& args, Stream& stream) override {
+    LACUNA_RETURN_IF_ERROR(device_->Enter());
+    return cuda::AppendKv(args, device_->Native(stream));
+  }
+  Status AttendDecode(const AttendDecodeArgs& args, Stream& stream) override {
+    LACUNA_RETURN_IF_ERROR(device_->Enter());
+    return cuda::AttendDecode(args, traits(), deterministic_, workspace(), device_->Native(stream));
+  }
+  Status AttendPrefill(const AttendPrefillArgs& args, Stream& stream) override {
+    LACUNA_RETURN_IF_ERROR(device_->Enter());
+    return cuda::AttendPrefill(args, traits(), deterministic_, workspace(),
+                               device_->Native(stream));
+  }
+  Status Sample(const SampleArgs& args, Stream& stream) override {
+    LACUNA_RETURN_IF_ERROR(device_->Enter());
+    return cuda::Sample(args, traits(), workspace(), device_->Native(stream));
+  }
+
+ private:
+  const DeviceTraits& traits() const { return device_->traits(); }
+  Workspace workspace() const { return {workspace_.data(), workspace_.bytes()}; }
+
+  DType precision_;
+  bool deterministic_;
+  std::unique_ptr<CudaDevice> device_;  // outlives what lies in its memory
+  std::unique_ptr<Matmuls> matmuls_;
+  Buffer workspace_;  // of attention and sampling, which follow each other on the stream
+  std::string name_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<Backend>> MakeCudaBackend(const BackendOptions& options) {
+  if (options.precision == DType::kI32) {
+    return InvalidArgument("precision: got i32, need bf16, f16 or f32");
+  }
+  LACUNA_ASSIGN_OR_RETURN(auto device, CudaDevice::Open(options.device_ordinal));
+  LACUNA_ASSIGN_OR_RETURN(
+      auto matmuls, Matmuls::Create(device->traits(), options.precision, options.deterministic));
+  return std::unique_ptr<Backend>(
+      std::make_unique<CudaBackend>(options, std::move(device), std::move(matmuls)));
+}
+
+}  // namespace lacuna::kernels::cuda
