@@ -85,6 +85,27 @@ class CpuBackend final : public Backend {
     return std::unique_ptr<PreparedMatrix>(std::move(matrix));
   }
 
+  Result<std::unique_ptr<PreparedMatrix>> PrepareRandomMatrix(int64_t rows, int64_t columns,
+                                                              uint64_t seed, float scale) override {
+    const auto count = CheckedMul(rows, columns);
+    const auto bytes = count.has_value() ? CheckedMul<int64_t>(*count, sizeof(float)) : count;
+    if (rows < 1 || columns < 1 || !bytes.has_value()) {
+      return InvalidArgument(
+          "PrepareRandomMatrix: need at least one row and column, and bytes "
+          "that fit 64 bits");
+    }
+    LACUNA_ASSIGN_OR_RETURN(const Buffer memory, AllocateZeroed(*bytes));
+    auto* values = reinterpret_cast<float*>(memory.data());
+    uint64_t state = seed * 2 + 1;
+    for (int64_t i = 0; i < *count; ++i) {
+      state = state * 6364136223846793005u + 1442695040888963407u;  // Knuth's MMIX
+      values[i] = scale * static_cast<float>(static_cast<int32_t>(state >> 32)) * 0x1.0p-31f;
+    }
+    return PrepareMatrix(TensorView(values, DType::kF32, {rows, columns}));
+  }
+
+  Status ReserveWorkspace(const WorkspaceLimits&) override { return OkStatus(); }
+
   Status Embed(const EmbedArgs& args, Stream&) override {
     LACUNA_RETURN_IF_ERROR(CheckIndices(args.ids, args.table.dim(0), "Embed: ids"));
     ForRows(pool_, args.out.dim(0), RowBytes(args.out), [&](int64_t row) {
@@ -176,6 +197,23 @@ class CpuBackend final : public Backend {
     return OkStatus();
   }
 
+  Status RopeAppend(const RopeAppendArgs& args, Stream& stream) override {
+    for (const auto& [heads, weight] :
+         {std::pair(&args.q, &args.q_norm), {&args.k, &args.k_norm}}) {
+      if (heads->empty()) continue;
+      if (!weight->empty()) {
+        LACUNA_RETURN_IF_ERROR(
+            RmsNorm({.x = *heads, .weight = *weight, .out = *heads, .eps = args.norm_eps}, stream));
+      }
+      LACUNA_RETURN_IF_ERROR(Rope({.x = *heads,
+                                   .positions = args.positions,
+                                   .cos_sin = args.cos_sin,
+                                   .interleaved = args.interleaved},
+                                  stream));
+    }
+    return AppendKv({.k = args.k, .v = args.v, .slots = args.slots, .pool = args.pool}, stream);
+  }
+
   Status AppendKv(const AppendKvArgs& args, Stream&) override {
     return AppendKvCpu(args, isa_, pool_);
   }
@@ -184,6 +222,9 @@ class CpuBackend final : public Backend {
   }
   Status AttendPrefill(const AttendPrefillArgs& args, Stream&) override {
     return AttendPrefillCpu(args, isa_, deterministic_, pool_, attention_);
+  }
+  Status Sample(const SampleArgs&, Stream&) override {
+    return InternalError("Sample: the CPU kernel is not in this version");
   }
 
  private:
