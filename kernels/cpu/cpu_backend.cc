@@ -8,6 +8,7 @@
 #include <cstring>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "kernels/core/checked_math.h"
 #include "kernels/cpu/append_kv.h"
@@ -16,6 +17,7 @@
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/matmul.h"
 #include "kernels/cpu/row_ops.h"
+#include "kernels/cpu/sample.h"
 #include "kernels/cpu/thread_pool.h"
 
 namespace lacuna::kernels::cpu {
@@ -72,7 +74,8 @@ class CpuBackend final : public Backend {
         rows_(RowOpsOf(isa)),
         pool_(threads, options.pin_threads),
         matmul_(isa, options.deterministic, pool_),
-        attention_(threads) {}
+        attention_(threads),
+        sampling_(static_cast<size_t>(threads)) {}
 
   Device& device() override { return device_; }
   std::string_view name() const override { return name_; }
@@ -223,8 +226,8 @@ class CpuBackend final : public Backend {
   Status AttendPrefill(const AttendPrefillArgs& args, Stream&) override {
     return AttendPrefillCpu(args, isa_, deterministic_, pool_, attention_);
   }
-  Status Sample(const SampleArgs&, Stream&) override {
-    return InternalError("Sample: the CPU kernel is not in this version");
+  Status Sample(const SampleArgs& args, Stream&) override {
+    return SampleCpu(args, pool_, sampling_);
   }
 
  private:
@@ -237,6 +240,7 @@ class CpuBackend final : public Backend {
   ThreadPool pool_;
   MatmulRunner matmul_;
   AttentionScratch attention_;
+  std::vector<SampleScratch> sampling_;  // one per worker
 };
 
 }  // namespace

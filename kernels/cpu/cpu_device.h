@@ -2,11 +2,18 @@
 #pragma once
 
 #include <cstring>
+#include <memory>
 
 #include "kernels/cpu/memory.h"
 #include "kernels/device/device.h"
 
 namespace lacuna::kernels::cpu {
+
+class CpuEvent final : public Event {
+ public:
+  Status Record(Stream&) override { return OkStatus(); }
+  Status Wait() override { return OkStatus(); }
+};
 
 class CpuDevice final : public Device {
  public:
@@ -19,6 +26,9 @@ class CpuDevice final : public Device {
     return OkStatus();
   }
   Status Synchronize(Stream&) override { return OkStatus(); }
+  Result<std::unique_ptr<Event>> MakeEvent() override {
+    return std::unique_ptr<Event>(std::make_unique<CpuEvent>());
+  }
   int64_t FreeBytes() const override { return AvailableBytes(); }
   bool captures() const override { return false; }
   Status BeginCapture(Stream&) override { return InternalError("the CPU records no graphs"); }

@@ -27,6 +27,27 @@ class CudaGraph final : public Graph {
   cudaGraphExec_t exec_;
 };
 
+class DeviceEvent final : public Event {
+ public:
+  DeviceEvent(const CudaDevice& device, CudaEvent event)
+      : device_(device), event_(std::move(event)) {}
+
+  Status Record(Stream& stream) override {
+    LACUNA_RETURN_IF_ERROR(device_.Enter());
+    LACUNA_CUDA_RETURN_IF_ERROR(cudaEventRecord(event_.get(), device_.Native(stream)));
+    return OkStatus();
+  }
+  Status Wait() override {
+    LACUNA_RETURN_IF_ERROR(device_.Enter());
+    LACUNA_CUDA_RETURN_IF_ERROR(cudaEventSynchronize(event_.get()));
+    return OkStatus();
+  }
+
+ private:
+  const CudaDevice& device_;
+  CudaEvent event_;
+};
+
 Status Unavailable(const std::string& what) {
   return {StatusCode::kUnavailable, "device cuda: " + what};
 }
@@ -158,6 +179,12 @@ Status CudaDevice::Synchronize(Stream& stream) {
   LACUNA_RETURN_IF_ERROR(Enter());
   LACUNA_CUDA_RETURN_IF_ERROR(cudaStreamSynchronize(Native(stream)));
   return OkStatus();
+}
+
+Result<std::unique_ptr<Event>> CudaDevice::MakeEvent() {
+  LACUNA_RETURN_IF_ERROR(Enter());
+  LACUNA_ASSIGN_OR_RETURN(CudaEvent event, CudaEvent::Make());
+  return std::unique_ptr<Event>(std::make_unique<DeviceEvent>(*this, std::move(event)));
 }
 
 int64_t CudaDevice::FreeBytes() const {

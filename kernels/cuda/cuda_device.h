@@ -67,6 +67,7 @@ class CudaDevice final : public Device {
   Result<Buffer> AllocateHost(int64_t bytes) override;
   Status Copy(void* to, const void* from, int64_t bytes, Stream& stream) override;
   Status Synchronize(Stream& stream) override;
+  Result<std::unique_ptr<Event>> MakeEvent() override;
   int64_t FreeBytes() const override;
   bool captures() const override { return true; }
   Status BeginCapture(Stream& stream) override;

@@ -40,6 +40,15 @@ class Graph {
   virtual Status Launch(Stream& stream) = 0;
 };
 
+// A mark in a stream's work that the host can wait for.
+class Event {
+ public:
+  virtual ~Event() = default;
+  virtual Status Record(Stream& stream) = 0;
+  // Returns when the work before the last Record is done; its errors come out here.
+  virtual Status Wait() = 0;
+};
+
 class Device {
  public:
   virtual ~Device() = default;
@@ -51,6 +60,7 @@ class Device {
   // Between any two of host and device; ordered on `stream`.
   virtual Status Copy(void* to, const void* from, int64_t bytes, Stream& stream) = 0;
   virtual Status Synchronize(Stream& stream) = 0;
+  virtual Result<std::unique_ptr<Event>> MakeEvent() = 0;
 
   // Bytes of free memory, for sizing; on the CPU what the machine could still give.
   virtual int64_t FreeBytes() const = 0;
