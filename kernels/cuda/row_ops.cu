@@ -1,0 +1,326 @@
+// The elementwise ops, and RmsNorm. Every element is computed in f32 by an expression of its row
+// alone; a sum runs in an order that depends on the row's length alone.
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+
+#include "kernels/core/checked_math.h"
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/ops.h"
+#include "kernels/cuda/vectors.cuh"
+
+namespace lacuna::kernels::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+// A [rows, columns] view whose columns are contiguous.
+template <typename T>
+struct Matrix final {
+  T* data;
+  int64_t stride;  // elements
+  __device__ T* at(int64_t row, int64_t column) const { return data + row * stride + column; }
+};
+
+template <typename T>
+Matrix<T> MatrixOf(const TensorView& view) {
+  return {view.as<T>(), view.stride(0)};
+}
+
+// A thread makes eight columns; blockIdx.x is the row, so that rows have no limit.
+dim3 ElementGrid(int64_t rows, int64_t columns) {
+  return {static_cast<unsigned>(rows), static_cast<unsigned>(CeilDiv(columns, kVector * kThreads))};
+}
+__device__ int64_t ElementColumn() {
+  return (static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x) * kVector;
+}
+
+template <typename T, bool kAligned>
+__global__ void __launch_bounds__(kThreads)
+    EmbedKernel(const int32_t* ids, Matrix<const T> table, int64_t vocab, Matrix<float> out,
+                int64_t columns, float scale) {
+  WaitForPrevious();
+  LetNextStart();
+  const int64_t row = blockIdx.x;
+  const int64_t column = ElementColumn();
+  if (column >= columns) return;
+  const int count = static_cast<int>(columns - column);
+  const int64_t id = ids[row];
+  float values[kVector];
+  if (id >= 0 && id < vocab) {
+    LoadVector<kAligned>(table.at(id, column), count, values);
+#pragma unroll
+    for (float& value : values) value *= scale;
+  } else {
+#pragma unroll
+    for (float& value : values) value = nanf("");
+  }
+  StoreVector<kAligned>(out.at(row, column), count, values);
+}
+
+template <bool kAligned>
+__global__ void __launch_bounds__(kThreads)
+    GatherRowsKernel(Matrix<const float> x, int64_t x_rows, const int32_t* rows, Matrix<float> out,
+                     int64_t columns) {
+  WaitForPrevious();
+  LetNextStart();
+  const int64_t row = blockIdx.x;
+  const int64_t column = ElementColumn();
+  if (column >= columns) return;
+  const int count = static_cast<int>(columns - column);
+  const int64_t from = rows[row];
+  float values[kVector];
+  if (from >= 0 && from < x_rows) {
+    LoadVector<kAligned>(x.at(from, column), count, values);
+  } else {
+#pragma unroll
+    for (float& value : values) value = nanf("");
+  }
+  StoreVector<kAligned>(out.at(row, column), count, values);
+}
+
+template <bool kAligned>
+__global__ void __launch_bounds__(kThreads)
+    SoftcapKernel(Matrix<float> x, int64_t columns, float cap) {
+  WaitForPrevious();
+  LetNextStart();
+  const int64_t row = blockIdx.x;
+  const int64_t column = ElementColumn();
+  if (column >= columns) return;
+  const int count = static_cast<int>(columns - column);
+  float values[kVector];
+  LoadVector<kAligned>(x.at(row, column), count, values);
+#pragma unroll
+  for (float& value : values) value = cap * tanhf(value / cap);
+  StoreVector<kAligned>(x.at(row, column), count, values);
+}
+
+// x * sigmoid(y); 0 where exp(-y) overflows.
+__device__ float TimesSigmoid(float x, float y) { return __fdividef(x, 1.0f + __expf(-y)); }
+
+template <bool kGelu>
+__device__ float Activate(float gate) {
+  if constexpr (kGelu) {  // 0.5 (1 + tanh(u)) = sigmoid(2 u)
+    constexpr float kTwoSqrtTwoOverPi = 1.5957691216057308f;
+    return TimesSigmoid(gate, kTwoSqrtTwoOverPi * (gate + 0.044715f * gate * gate * gate));
+  } else {
+    return TimesSigmoid(gate, gate);
+  }
+}
+
+template <typename T, bool kAligned, bool kGelu>
+__global__ void __launch_bounds__(kThreads)
+    GatedKernel(Matrix<const T> gate_up, Matrix<T> out, int64_t columns) {
+  WaitForPrevious();
+  LetNextStart();
+  const int64_t row = blockIdx.x;
+  const int64_t column = ElementColumn();
+  if (column >= columns) return;
+  const int count = static_cast<int>(columns - column);
+  float gate[kVector];
+  float up[kVector];
+  LoadVector<kAligned>(gate_up.at(row, column), count, gate);
+  LoadVector<kAligned>(gate_up.at(row, columns + column), count, up);
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) gate[i] = Activate<kGelu>(gate[i]) * up[i];
+  StoreVector<kAligned>(out.at(row, column), count, gate);
+}
+
+template <typename X, typename Out>
+struct NormParams final {
+  Matrix<const X> x;
+  Matrix<Out> out;
+  const float* weight;
+  int64_t rows;  // of one head each
+  int heads;
+  int dim;
+  float eps;
+  bool accumulate;
+};
+
+__device__ float WarpSum(float value) {
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2) value += __shfl_xor_sync(~0u, value, lanes);
+  return value;
+}
+
+// The sum over the threads of a row: a warp's, or the whole block's.
+template <bool kBlockPerRow>
+__device__ float RowSum(float value) {
+  value = WarpSum(value);
+  if constexpr (kBlockPerRow) {
+    __shared__ float parts[32];
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = value;
+    __syncthreads();
+    const int warps = static_cast<int>(blockDim.x) / 32;
+    value = WarpSum(static_cast<int>(threadIdx.x) % 32 < warps ? parts[threadIdx.x % 32] : 0.0f);
+  }
+  return value;
+}
+
+// One row (of one head) to a block, or to a warp when it is short; a thread holds kVectors times
+// eight of its elements. The weight is a constant: it is fetched while the previous kernel ends,
+// where there are registers for it.
+template <typename X, typename Out, bool kAligned, bool kBlockPerRow, int kVectors>
+__global__ void __launch_bounds__(kThreads* kVectors)
+    RmsNormKernel(const NormParams<X, Out> params) {
+  const int threads = kBlockPerRow ? static_cast<int>(blockDim.x) : 32;
+  const int thread = static_cast<int>(threadIdx.x) % threads;
+  const int64_t index = kBlockPerRow ? static_cast<int64_t>(blockIdx.x)
+                                     : static_cast<int64_t>(blockIdx.x) * (kThreads / 32) +
+                                           static_cast<int64_t>(threadIdx.x / 32);
+  constexpr bool kPrefetch = kVectors <= 2;
+  float weight[kVectors][kVector];
+  const auto load_weight = [&](int i) {
+    const int column = (i * threads + thread) * kVector;
+    if (column < params.dim) {
+      LoadVector<kAligned>(params.weight + column, params.dim - column, weight[i]);
+    }
+  };
+  if constexpr (kPrefetch) {
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) load_weight(i);
+  }
+  WaitForPrevious();
+  LetNextStart();
+  if (index >= params.rows) return;  // a whole warp
+
+  const int64_t row = index / params.heads;
+  const int64_t first = index % params.heads * params.dim;
+  float x[kVectors][kVector];
+  float sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    const int column = (i * threads + thread) * kVector;
+    if (column < params.dim) {
+      LoadVector<kAligned>(params.x.at(row, first + column), params.dim - column, x[i]);
+    } else {
+#pragma unroll
+      for (float& value : x[i]) value = 0.0f;
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+#pragma unroll
+    for (int j = 0; j < kVector; ++j) sum = fmaf(x[i][j], x[i][j], sum);
+  }
+  sum = RowSum<kBlockPerRow>(sum);
+  const float inverse = 1.0f / sqrtf(sum / static_cast<float>(params.dim) + params.eps);
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    const int column = (i * threads + thread) * kVector;
+    if (column >= params.dim) continue;
+    if constexpr (!kPrefetch) load_weight(i);
+    Out* const to = params.out.at(row, first + column);
+    float out[kVector] = {};
+    if (params.accumulate) LoadVector<kAligned>(to, params.dim - column, out);
+#pragma unroll
+    for (int j = 0; j < kVector; ++j) out[j] += x[i][j] * inverse * weight[i][j];
+    StoreVector<kAligned>(to, params.dim - column, out);
+  }
+}
+
+// How a row is spread over threads: a function of its length alone, for the same bits in any batch.
+template <typename X, typename Out, bool kAligned>
+Status LaunchRmsNorm(const NormParams<X, Out>& params, cudaStream_t stream) {
+  const auto launch = [&](auto block_per_row, auto vectors) {
+    constexpr bool kBlockPerRow = decltype(block_per_row)::value;
+    constexpr int kVectors = decltype(vectors)::value;
+    const int64_t per_block = kBlockPerRow ? 1 : kThreads / 32;
+    const int64_t threads =
+        kBlockPerRow ? RoundUp(CeilDiv(params.dim, kVectors * kVector), 32) : kThreads;
+    return Launch(RmsNormKernel<X, Out, kAligned, kBlockPerRow, kVectors>,
+                  dim3(static_cast<unsigned>(CeilDiv(params.rows, per_block))),
+                  dim3(static_cast<unsigned>(threads)), 0, stream, params);
+  };
+  const int vectors = (params.dim + kVector - 1) / kVector;
+  if (vectors <= 32) return launch(std::false_type{}, std::integral_constant<int, 1>{});
+  if (vectors <= 256) return launch(std::true_type{}, std::integral_constant<int, 1>{});
+  if (vectors <= 1024) return launch(std::true_type{}, std::integral_constant<int, 2>{});
+  if (vectors <= 4096) return launch(std::true_type{}, std::integral_constant<int, 4>{});
+  return InvalidArgument("RmsNorm: x: need rows of at most 32768 on this device");
+}
+
+template <typename X, typename Out>
+Status RmsNormTyped(const RmsNormArgs& args, cudaStream_t stream) {
+  const int64_t heads = args.x.rank() == 3 ? args.x.dim(1) : 1;
+  const int64_t dim = args.weight.dim(0);
+  if (dim > 1 << 20) return InvalidArgument("RmsNorm: x: rows too long");
+  const NormParams<X, Out> params{.x = MatrixOf<const X>(args.x),
+                                  .out = MatrixOf<Out>(args.out),
+                                  .weight = args.weight.as<const float>(),
+                                  .rows = args.x.dim(0) * heads,
+                                  .heads = static_cast<int>(heads),
+                                  .dim = static_cast<int>(dim),
+                                  .eps = args.eps,
+                                  .accumulate = args.accumulate};
+  const bool aligned =
+      VectorAligned(args.x) && VectorAligned(args.out) && VectorAligned(args.weight);
+  return WithBool(aligned, [&](auto tag) {
+    return LaunchRmsNorm<X, Out, decltype(tag)::value>(params, stream);
+  });
+}
+
+}  // namespace
+
+Status Embed(const EmbedArgs& args, cudaStream_t stream) {
+  const int64_t columns = args.out.dim(1);
+  return WithType(args.table.dtype(), [&](auto type) {
+    using T = decltype(type);
+    return WithBool(VectorAligned(args.table) && VectorAligned(args.out), [&](auto aligned) {
+      return Launch(EmbedKernel<T, decltype(aligned)::value>, ElementGrid(args.out.dim(0), columns),
+                    dim3(kThreads), 0, stream, args.ids.as<const int32_t>(),
+                    MatrixOf<const T>(args.table), args.table.dim(0), MatrixOf<float>(args.out),
+                    columns, args.scale);
+    });
+  });
+}
+
+Status RmsNorm(const RmsNormArgs& args, cudaStream_t stream) {
+  const DType x = args.x.dtype();
+  const DType out = args.out.dtype();
+  if (x == DType::kF32) {
+    return WithType(out,
+                    [&](auto type) { return RmsNormTyped<float, decltype(type)>(args, stream); });
+  }
+  return WithType(x, [&](auto type) {
+    using X = decltype(type);
+    return out == DType::kF32 ? RmsNormTyped<X, float>(args, stream)
+                              : RmsNormTyped<X, X>(args, stream);
+  });
+}
+
+Status GatedActivation(const GatedActivationArgs& args, cudaStream_t stream) {
+  const int64_t columns = args.out.dim(1);
+  return WithType(args.out.dtype(), [&](auto type) {
+    using T = decltype(type);
+    return WithBool(VectorAligned(args.gate_up) && VectorAligned(args.out), [&](auto aligned) {
+      return WithBool(args.activation == Activation::kGeluTanh, [&](auto gelu) {
+        return Launch(GatedKernel<T, decltype(aligned)::value, decltype(gelu)::value>,
+                      ElementGrid(args.out.dim(0), columns), dim3(kThreads), 0, stream,
+                      MatrixOf<const T>(args.gate_up), MatrixOf<T>(args.out), columns);
+      });
+    });
+  });
+}
+
+Status GatherRows(const GatherRowsArgs& args, cudaStream_t stream) {
+  const int64_t columns = args.out.dim(1);
+  return WithBool(VectorAligned(args.x) && VectorAligned(args.out), [&](auto aligned) {
+    return Launch(GatherRowsKernel<decltype(aligned)::value>, ElementGrid(args.out.dim(0), columns),
+                  dim3(kThreads), 0, stream, MatrixOf<const float>(args.x), args.x.dim(0),
+                  args.rows.as<const int32_t>(), MatrixOf<float>(args.out), columns);
+  });
+}
+
+Status Softcap(const SoftcapArgs& args, cudaStream_t stream) {
+  const int64_t columns = args.x.dim(1);
+  return WithBool(VectorAligned(args.x), [&](auto aligned) {
+    return Launch(SoftcapKernel<decltype(aligned)::value>, ElementGrid(args.x.dim(0), columns),
+                  dim3(kThreads), 0, stream, MatrixOf<float>(args.x), columns, args.cap);
+  });
+}
+
+}  // namespace lacuna::kernels::cuda
