@@ -3,14 +3,11 @@
 #include <fstream>
 #include <iterator>
 
+#include "kernels/core/field_reader.h"
 #include "kernels/core/field_table.h"
-#include "server/config/field_reader.h"
 
 namespace lacuna::bench {
 namespace {
-
-using server::BindFields;
-using server::BoundSection;
 
 const std::vector<Field<LoadConfig>>& TopFields() {
   using O = LoadConfig;
@@ -95,8 +92,7 @@ const std::vector<Field<SloOptions>>& SloFields() {
   return kFields;
 }
 
-void CheckDistribution(const std::string& name, const Distribution& d,
-                       server::ConfigErrors& errors) {
+void CheckDistribution(const std::string& name, const Distribution& d, ConfigErrors& errors) {
   if (d.min > d.max) {
     errors.Add(name + ".min", std::to_string(d.min),
                "at most " + name + ".max (" + std::to_string(d.max) + ")");
@@ -108,8 +104,8 @@ void CheckDistribution(const std::string& name, const Distribution& d,
 LoadedLoadConfig ParseLoadConfig(std::string_view text, const std::string& name) {
   LoadedLoadConfig loaded;
   LoadConfig& config = loaded.config;
-  server::ConfigErrors errors(name);
-  const Result<server::ConfigJson> root = server::ParseJsonText(text);
+  ConfigErrors errors(name);
+  const Result<ConfigJson> root = ParseJsonText(text);
   if (!root.ok()) {
     errors.AddLine(root.status().message());
   } else if (!root->is_object()) {
@@ -125,7 +121,7 @@ LoadedLoadConfig ParseLoadConfig(std::string_view text, const std::string& name)
     };
     std::vector<std::string_view> nested;
     for (const BoundSection& section : sections) nested.push_back(section.name);
-    server::ReadFields(*root, "", BindFields(TopFields(), config), nested, errors);
+    ReadFields(*root, "", BindFields(TopFields(), config), nested, errors);
     for (const BoundSection& section : sections) {
       const auto found = root->find(section.name);
       if (found == root->end()) continue;
@@ -133,7 +129,7 @@ LoadedLoadConfig ParseLoadConfig(std::string_view text, const std::string& name)
         errors.Add(section.name, "no object", "an object");
         continue;
       }
-      server::ReadFields(*found, std::string(section.name).append("."), section.fields, {}, errors);
+      ReadFields(*found, std::string(section.name).append("."), section.fields, {}, errors);
     }
     CheckDistribution("prompt_tokens", config.prompt_tokens, errors);
     CheckDistribution("output_tokens", config.output_tokens, errors);

@@ -2,7 +2,7 @@
 // easier to change. Only for a config whose every value is in its own bounds.
 #pragma once
 
-#include "server/config/field_reader.h"
+#include "kernels/core/field_reader.h"
 #include "server/config/server_config.h"
 
 namespace lacuna::server {

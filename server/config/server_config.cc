@@ -6,8 +6,8 @@
 #include <iterator>
 #include <system_error>
 
+#include "kernels/core/field_reader.h"
 #include "server/config/cross_checks.h"
-#include "server/config/field_reader.h"
 
 namespace lacuna::server {
 namespace {

@@ -1,4 +1,4 @@
-#include "server/config/field_reader.h"
+#include "kernels/core/field_reader.h"
 
 #include <algorithm>
 #include <cmath>
@@ -6,17 +6,11 @@
 #include <numeric>
 #include <type_traits>
 
-namespace lacuna::server {
+namespace lacuna {
 namespace {
 
 constexpr size_t kShownBytesMax = 60;
-
-// One line, escaped and short, whatever the value is.
-std::string Shown(const ConfigJson& value) {
-  std::string text = value.dump(-1, ' ', true, ConfigJson::error_handler_t::replace);
-  if (text.size() > kShownBytesMax) text = text.substr(0, kShownBytesMax) + "...";
-  return text;
-}
+constexpr size_t kNumbersMax = 1024;  // of a list
 
 std::vector<std::string_view> SplitText(std::string_view text, char separator) {
   std::vector<std::string_view> parts;
@@ -104,8 +98,14 @@ bool Assign(const ConfigJson& json, const BoundField& field, std::vector<std::st
   return true;
 }
 
-ConfigJson ToJson(const BoundField& field) {
-  return std::visit([](const auto* value) { return ConfigJson(*value); }, field.value);
+bool Assign(const ConfigJson& json, const BoundField& field, std::vector<int64_t>* out) {
+  if (!json.is_array() || json.size() > kNumbersMax) return false;
+  std::vector<int64_t> values(json.size());
+  for (size_t i = 0; i < json.size(); ++i) {
+    if (!Assign(json[i], field, &values[i])) return false;
+  }
+  *out = std::move(values);
+  return true;
 }
 
 // The text of an override as the JSON that a file would hold; text that does not fit the type
@@ -118,7 +118,10 @@ ConfigJson OverrideJson(std::string_view text, const BoundField& field) {
     for (const std::string_view item : SplitText(text, ',')) list.push_back(std::string(item));
     return list;
   }
-  ConfigJson json = ConfigJson::parse(text.begin(), text.end(), nullptr, false);
+  const bool numbers = std::holds_alternative<std::vector<int64_t>*>(field.value);
+  const std::string literal = numbers ? "[" + std::string(text) + "]" : std::string(text);
+  ConfigJson json = ConfigJson::parse(literal, nullptr, false);
+  if (numbers && json.is_array()) return json;
   const bool scalar = !json.is_discarded() && json.is_primitive() && !json.is_string();
   return scalar ? json : ConfigJson(std::string(text));
 }
@@ -175,6 +178,7 @@ std::string BoundsNote(const BoundField& field) {
   range.erase(0, range.starts_with(" from ") ? 6 : 4);  // " of at least 1"
   if (std::holds_alternative<std::string*>(field.value)) range += " bytes";
   if (std::holds_alternative<std::vector<std::string>*>(field.value)) range += " items";
+  if (std::holds_alternative<std::vector<int64_t>*>(field.value)) range += " each";
   return " [" + range + "]";
 }
 
@@ -212,6 +216,16 @@ void AppendComment(std::string& out, std::string_view indent, std::string_view t
 
 }  // namespace
 
+ConfigJson FieldJson(const BoundField& field) {
+  return std::visit([](const auto* value) { return ConfigJson(*value); }, field.value);
+}
+
+std::string ShownJson(const ConfigJson& value) {
+  std::string text = value.dump(-1, ' ', true, ConfigJson::error_handler_t::replace);
+  if (text.size() > kShownBytesMax) text = text.substr(0, kShownBytesMax) + "...";
+  return text;
+}
+
 void ConfigErrors::Add(std::string_view key, std::string_view got, std::string_view need) {
   std::string shown(key.substr(0, kShownBytesMax));
   std::replace_if(
@@ -232,6 +246,10 @@ std::string NeedText(const BoundField& field) {
   if (std::holds_alternative<std::string*>(field.value)) {
     if (!field.choices.empty()) return "one of " + JoinChoices(field.choices, ", ");
     return "a string" + LengthText(field, "bytes");
+  }
+  if (std::holds_alternative<std::vector<int64_t>*>(field.value)) {
+    return "a list of whole numbers" +
+           NeedRange(field.min, field.max).substr(std::string_view("a number").size());
   }
   const std::string items =
       field.choices.empty() ? "" : ", each one of " + JoinChoices(field.choices, ", ");
@@ -257,7 +275,7 @@ void AssignField(const ConfigJson& value, const std::string& key, const BoundFie
                  ConfigErrors& errors) {
   const bool assigned =
       std::visit([&](auto* out) { return Assign(value, field, out); }, field.value);
-  if (!assigned) errors.Add(key, Shown(value), NeedText(field));
+  if (!assigned) errors.Add(key, ShownJson(value), NeedText(field));
 }
 
 void ReadFields(const ConfigJson& object, const std::string& prefix,
@@ -277,7 +295,7 @@ void ReadFields(const ConfigJson& object, const std::string& prefix,
 void ReadSections(const ConfigJson& root, std::span<const BoundSection> sections,
                   ConfigErrors& errors) {
   if (!root.is_object()) {
-    errors.Add("file", Shown(root), "an object of sections");
+    errors.Add("file", ShownJson(root), "an object of sections");
     return;
   }
   for (const auto& [name, value] : root.items()) {
@@ -287,7 +305,7 @@ void ReadSections(const ConfigJson& root, std::span<const BoundSection> sections
       continue;
     }
     if (!value.is_object()) {
-      errors.Add(name, Shown(value), "an object");
+      errors.Add(name, ShownJson(value), "an object");
       continue;
     }
     const std::span<const BoundField> fields = section->fields;
@@ -306,7 +324,7 @@ void ApplyOverride(std::string_view text, std::span<const BoundSection> sections
   const size_t equals = text.find('=');
   const size_t dot = text.substr(0, equals).find('.');
   if (equals == std::string_view::npos || dot == std::string_view::npos) {
-    errors.Add("--set", Shown(std::string(text)), "section.key=value");
+    errors.Add("--set", ShownJson(std::string(text)), "section.key=value");
     return;
   }
   const std::string section_name(text.substr(0, dot));
@@ -335,12 +353,12 @@ std::string PrintSections(std::span<const BoundSection> sections,
     out += "  \"" + std::string(section.name) + "\": {\n";
     for (size_t f = 0; f < section.fields.size(); ++f) {
       const BoundField& field = section.fields[f];
-      const ConfigJson value = ToJson(field), standard = ToJson(defaults[s].fields[f]);
+      const ConfigJson value = FieldJson(field), standard = FieldJson(defaults[s].fields[f]);
       AppendComment(out, "    ",
                     std::string(field.meaning) + BoundsNote(field) +
                         (value == standard ? "" : " Default: " + standard.dump() + "."));
       out += "    \"" + std::string(field.name) +
-             "\": " + ToJson(field).dump(-1, ' ', false, ConfigJson::error_handler_t::replace) +
+             "\": " + FieldJson(field).dump(-1, ' ', false, ConfigJson::error_handler_t::replace) +
              (f + 1 < section.fields.size() ? ",\n" : "\n");
     }
     out += s + 1 < sections.size() ? "  },\n\n" : "  }\n";
@@ -348,4 +366,4 @@ std::string PrintSections(std::span<const BoundSection> sections,
   return out + "}\n";
 }
 
-}  // namespace lacuna::server
+}  // namespace lacuna

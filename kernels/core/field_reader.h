@@ -1,6 +1,6 @@
 // Field tables at work: JSON objects and `--set` overrides into plain structs, every error
 // collected, and back into commented JSON. The type of the struct is erased here, so that one small
-// reader serves every config of the project (the server's sections, the load test's phases).
+// reader serves every config of the project (the server's sections, load tests, sparse profiles).
 //
 // Errors have one form: "file: key: got X, need Y". Any thread; nothing throws.
 #pragma once
@@ -13,13 +13,14 @@
 #include <vector>
 
 #include "kernels/core/field_table.h"
-#include "server/config/json_text.h"
+#include "kernels/core/json_text.h"
 
-namespace lacuna::server {
+namespace lacuna {
 
 // One key, bound to the member of one struct that must outlive it.
 struct BoundField final {
-  using Value = std::variant<bool*, int64_t*, double*, std::string*, std::vector<std::string>*>;
+  using Value = std::variant<bool*, int64_t*, double*, std::string*, std::vector<std::string>*,
+                             std::vector<int64_t>*>;
   std::string_view name, meaning;
   Value value;
   double min, max;
@@ -81,10 +82,16 @@ void ApplyOverride(std::string_view text, std::span<const BoundSection> sections
 std::string PrintSections(std::span<const BoundSection> sections,
                           std::span<const BoundSection> defaults);
 
+// The current value.
+ConfigJson FieldJson(const BoundField& field);
+
+// One line, escaped and short, whatever the value is.
+std::string ShownJson(const ConfigJson& value);
+
 // What a field accepts: "a whole number from 1 to 8", "true or false", "one of auto, cpu, cuda".
 std::string NeedText(const BoundField& field);
 
 // The candidate with the smallest edit distance to `word`, or "" when none is near.
 std::string_view NearestWord(std::string_view word, std::span<const std::string_view> candidates);
 
-}  // namespace lacuna::server
+}  // namespace lacuna

@@ -1,4 +1,4 @@
-#include "server/config/json_text.h"
+#include "kernels/core/json_text.h"
 
 #include <algorithm>
 #include <optional>
@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-namespace lacuna::server {
+namespace lacuna {
 namespace {
 
 // "line 3, column 5" of the byte that ends `text.substr(0, bytes)`.
@@ -100,4 +100,4 @@ Result<ConfigJson> ParseJsonText(std::string_view text, const JsonTextLimits& li
   }
 }
 
-}  // namespace lacuna::server
+}  // namespace lacuna

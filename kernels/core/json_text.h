@@ -10,7 +10,7 @@
 
 #include "kernels/core/status.h"
 
-namespace lacuna::server {
+namespace lacuna {
 
 using ConfigJson = nlohmann::ordered_json;
 
@@ -23,4 +23,4 @@ struct JsonTextLimits final {
 // the file's name.
 Result<ConfigJson> ParseJsonText(std::string_view text, const JsonTextLimits& limits = {});
 
-}  // namespace lacuna::server
+}  // namespace lacuna
