@@ -1,6 +1,6 @@
 // Matrix product by tiles with mma.sync (sm_80 and newer): what deterministic mode uses for many
 // rows, and few rows before sm_90. Every output is one chain of m16n8k16 over ascending k, with the
-// order within 32 of k of skinny_matmul.cu, so its bits depend on neither m nor the tile shape.
+// order within 32 of k of skinny_matmul_sm90.cu, so its bits depend on neither m nor the tile shape.
 #include <algorithm>
 
 #include "kernels/core/checked_math.h"

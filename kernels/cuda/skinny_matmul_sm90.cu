@@ -247,7 +247,6 @@ __device__ void Consume(const SkinnyParams& p, const Share& share, const Ring& r
 
 template <typename T, int kChunk, int kSplits, bool kWide>
 __global__ void __launch_bounds__(kThreads, 2) SkinnyKernel(const SkinnyParams p) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   extern __shared__ __align__(128) std::byte shared[];
   __shared__ __align__(8) uint64_t barriers[2 * kStagesMax];
   __shared__ __align__(16) float partials[kSplits > 1 ? 2 * (kWarps - 1) * 128 : 4];
@@ -272,7 +271,6 @@ __global__ void __launch_bounds__(kThreads, 2) SkinnyKernel(const SkinnyParams p
   } else {
     Consume<T, kChunk, kSplits, kWide>(p, share, ring, partials, chunks);
   }
-#endif
 }
 
 // What a launch needs beyond the parameters.
