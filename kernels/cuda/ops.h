@@ -65,7 +65,10 @@ int64_t PrefillWorkspaceBytes(const DeviceTraits& traits, int64_t tokens_max, in
 Status AttendPrefill(const AttendPrefillArgs& args, const DeviceTraits& traits, bool deterministic,
                      const Workspace& workspace, cudaStream_t stream);
 
-// attend_decode.cu
+// attend_decode.cc: split-KV over page lists, merge included; attend_simple.cu for f32 and odd head
+// sizes. Its workspace is zero-filled before the first call, exactly DecodeWorkspaceBytes, and used
+// by nothing else: between launches it keeps arrival counters. Deterministic: the bits of a row
+// depend on its own query, position and list only (not the bits of AttendPrefill).
 int64_t DecodeWorkspaceBytes(const DeviceTraits& traits, int64_t rows_max, int64_t q_heads,
                              int64_t head_dim);
 Status AttendDecode(const AttendDecodeArgs& args, const DeviceTraits& traits, bool deterministic,

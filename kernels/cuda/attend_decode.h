@@ -1,0 +1,93 @@
+// What the host and the kernels of paged decode attention share: the kernel's parameters, and how a
+// launch is shaped. Internal to attend_decode*.
+//
+// A unit is one (row, kv head, tile of at most kTileHeads of its query heads): it reads one page
+// list once. A stage is kStageTokens tokens of a list (one page of 64, or four of 16), the step in
+// which a thread block copies and computes.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/core/status.h"
+#include "kernels/cuda/ops.h"
+
+namespace lacuna::kernels::cuda {
+
+inline constexpr int kStageTokens = 64;
+inline constexpr int kTileHeads = 16;
+// Four consumer warps (16 keys of a stage each) per 8 query heads, and a producer warp.
+constexpr int DecodeWarps(int tile_heads) { return (tile_heads + 7) / 8 * 4 + 1; }
+// Deterministic mode cuts a list into at most this many items, of at least kItemStagesMin stages.
+inline constexpr int kListItemsMax = 32;
+inline constexpr int kItemStagesMin = 4;
+
+struct DecodeParams final {
+  const void* q = nullptr;  // [rows, q_heads, head_dim]
+  void* out = nullptr;
+  float* lse = nullptr;                         // or null
+  int64_t q_row = 0, out_row = 0, lse_row = 0;  // strides, in elements
+  const std::byte* pool = nullptr;
+  int kv_heads = 0;
+  int group = 0;       // query heads per kv head
+  int tiles = 0;       // units per (row, kv head)
+  int tile_heads = 0;  // query heads of a unit; the last tile may have fewer
+  int page_tokens = 0;
+  int rows = 0;
+  int lists_per_row = 0;
+  const int32_t* positions = nullptr;
+  const int32_t* pages = nullptr;
+  const int32_t* logical = nullptr;
+  const int64_t* begins = nullptr;
+  const int64_t* ends = nullptr;
+  float scale = 0.0f;  // times log2(e) when there is no softcap
+  float softcap = 0.0f;
+  const float* sink_logits = nullptr;
+  int window_tokens = 0;
+  int sink_tokens = 0;
+  float* partials = nullptr;    // slots of tile_heads * head_dim sums, then tile_heads (max, sum)
+  int32_t* arrivals = nullptr;  // [units], zero between launches
+  int list_items = 0;           // deterministic: items of a list at most; 0: cut anywhere
+  int block_stages_min = 0;     // thread blocks with less than this to do are not used
+  int ring_stages = 0;          // of a thread block
+};
+
+// A stage in shared memory: the slabs of kStageTokens tokens, then the unit's queries in padded
+// rows (or what else the consumers need to add up their sums there).
+__host__ __device__ constexpr int DecodeQueryRowBytes(int head_dim) { return head_dim * 2 + 16; }
+__host__ __device__ constexpr int DecodeSlabsBytes(int head_dim) {
+  return 2 * kStageTokens * head_dim * 2;
+}
+__host__ __device__ constexpr int DecodeStageBytes(int head_dim, int tile_heads) {
+  const int query_bytes = (tile_heads * DecodeQueryRowBytes(head_dim) + 127) / 128 * 128;
+  return DecodeSlabsBytes(head_dim) + (query_bytes > 1024 ? query_bytes : 1024);
+}
+inline constexpr int kRingStagesMax = 8;
+inline constexpr int kDecodeSharedBytes = 3072;  // beside the stages, at most
+
+__host__ __device__ constexpr int DecodeSlotFloats(int tile_heads, int head_dim) {
+  return (tile_heads * (head_dim + 2) + 3) / 4 * 4;
+}
+
+struct DecodeLaunch final {
+  int blocks = 0;
+  size_t shared_bytes = 0;
+};
+
+// Whether the tensor core kernel has an instance for it.
+bool DecodeHasKernel(DType dtype, int64_t head_dim, int64_t page_tokens);
+
+// AttendDecode where DecodeHasKernel. kInvalidArgument when the workspace is too small or q, out or
+// the pool are not aligned to 16 bytes.
+Status AttendDecodePaged(const AttendDecodeArgs& args, const DeviceTraits& traits,
+                         bool deterministic, const Workspace& workspace, cudaStream_t stream);
+
+// attend_decode_{bf16,f16}.cu: the launch of the instance for head_dim.
+Status LaunchDecodeBf16(const DecodeParams& params, int64_t head_dim, const DecodeLaunch& launch,
+                        cudaStream_t stream);
+Status LaunchDecodeF16(const DecodeParams& params, int64_t head_dim, const DecodeLaunch& launch,
+                       cudaStream_t stream);
+
+}  // namespace lacuna::kernels::cuda
