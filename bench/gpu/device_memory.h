@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <utility>
 #include <vector>
 
 #include "kernels/core/status.h"
@@ -34,6 +35,8 @@ class DeviceVector final {
   }
   explicit DeviceVector(const std::vector<T>& host) : DeviceVector(host.size()) { Upload(host); }
   ~DeviceVector() { cudaFree(data_); }
+  DeviceVector(DeviceVector&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), count_(std::exchange(other.count_, 0)) {}
   DeviceVector(const DeviceVector&) = delete;
   DeviceVector& operator=(const DeviceVector&) = delete;
 
