@@ -7,20 +7,20 @@
 
 #include "tests/ops/attention_fixture.h"
 
-namespace lacuna::kernels::cpu {
+namespace lacuna::kernels {
 namespace {
 
 constexpr int kTokens = 330;
 constexpr int kFirst = 37;  // queries [kFirst, kTokens): cached tokens end inside a page
 
-class AttentionDeterminism : public ::testing::TestWithParam<std::tuple<Isa, DType, int>> {
+class AttentionDeterminism : public ::testing::TestWithParam<std::tuple<BackendCase, int>> {
  protected:
+  void SetUp() override { SkipsOrFails(MakeTestBackend(std::get<0>(GetParam()), 2, true)); }
   // Several shapes for each parameter, so that masks, tails and odd groups all take part.
   std::vector<AttentionSpec> Specs() const {
     AttentionSpec plain;
-    plain.isa = std::get<0>(GetParam());
-    plain.dtype = std::get<1>(GetParam());
-    plain.page_tokens = std::get<2>(GetParam());
+    plain.which = std::get<0>(GetParam());
+    plain.page_tokens = std::get<1>(GetParam());
     AttentionSpec window = plain;
     window.q_heads = 6;
     window.head_dim = 96;
@@ -35,11 +35,17 @@ class AttentionDeterminism : public ::testing::TestWithParam<std::tuple<Isa, DTy
   }
 };
 
+AttentionWorld MakeWorld(const AttentionSpec& spec, int threads) {
+  return AttentionWorld(MakeTestBackend(spec.which, threads, true).value(), spec, {kTokens}, 3);
+}
+
 // Rows of sequence 0 at positions [kFirst, kTokens), as chunks that end at `cuts`.
-GuardedTensor Prefill(const AttentionWorld& world, GuardedTensor* q, const std::vector<int>& cuts,
-                      int threads) {
-  const AttentionSpec& spec = world.spec();
-  GuardedTensor out(spec.dtype, kTokens - kFirst, spec.q_heads, spec.head_dim);
+TestTensor Prefill(const AttentionSpec& spec, const std::vector<int>& cuts, int threads) {
+  AttentionWorld world = MakeWorld(spec, threads);  // the same numbers every time
+  const int rows = kTokens - kFirst;
+  TestTensor q = world.MakeTensor(spec.dtype(), rows, spec.q_heads * spec.head_dim);
+  TestTensor out = world.MakeTensor(spec.dtype(), rows, spec.q_heads * spec.head_dim);
+  world.FillRandom(&q, 4.0f);
   ListBuilder lists;
   std::vector<PrefillChunk> chunks;
   int begin = kFirst;
@@ -50,11 +56,18 @@ GuardedTensor Prefill(const AttentionWorld& world, GuardedTensor* q, const std::
     lists.Close();
     begin = end;
   }
-  ThreadPool pool(threads, false);
-  AttentionScratch scratch(threads);
-  const AttendPrefillArgs args{q->view(), world.pool(),   chunks,     lists.View(),
-                               nullptr,   world.params(), out.view(), {}};
-  EXPECT_TRUE(AttendPrefillCpu(args, spec.isa, true, pool, scratch).ok());
+  DeviceLists device_lists(world.backend(), lists);
+  const AttendPrefillArgs args{q.view3(spec.q_heads),
+                               world.pool(),
+                               chunks,
+                               device_lists.view(),
+                               nullptr,
+                               world.params(),
+                               out.view3(spec.q_heads),
+                               {}};
+  Stream stream;
+  EXPECT_EQ(AttendPrefill(world.backend(), args, stream), OkStatus());
+  EXPECT_EQ(world.backend().device().Synchronize(stream), OkStatus());
   return out;
 }
 
@@ -66,7 +79,7 @@ std::vector<int> CutsEvery(int tokens) {
 }
 
 // The number of rows that differ.
-int Differing(const GuardedTensor& a, const GuardedTensor& b) {
+int Differing(const TestTensor& a, const TestTensor& b) {
   int differing = 0;
   for (int row = 0; row < kTokens - kFirst; ++row) differing += a.RowBytes(row) != b.RowBytes(row);
   return differing;
@@ -75,14 +88,10 @@ int Differing(const GuardedTensor& a, const GuardedTensor& b) {
 TEST_P(AttentionDeterminism, ChunkCutsAndThreads) {
   for (const AttentionSpec& spec : Specs()) {
     SCOPED_TRACE(Describe(spec));
-    AttentionWorld world(spec, {kTokens}, 3);
-    GuardedTensor q(spec.dtype, kTokens - kFirst, spec.q_heads, spec.head_dim);
-    world.FillRandom(&q, 4.0f);
-    const GuardedTensor whole = Prefill(world, &q, {kTokens}, 1);
-    for (int threads : {2, 3})
-      EXPECT_EQ(Differing(whole, Prefill(world, &q, {kTokens}, threads)), 0);
+    const TestTensor whole = Prefill(spec, {kTokens}, 1);
+    for (int threads : {2, 3}) EXPECT_EQ(Differing(whole, Prefill(spec, {kTokens}, threads)), 0);
     for (int size : {1, 63, 64, 65}) {
-      EXPECT_EQ(Differing(whole, Prefill(world, &q, CutsEvery(size), 2)), 0) << size;
+      EXPECT_EQ(Differing(whole, Prefill(spec, CutsEvery(size), 2)), 0) << size;
     }
     std::mt19937 random(5);
     for (int trial = 0; trial < 5; ++trial) {
@@ -91,65 +100,82 @@ TEST_P(AttentionDeterminism, ChunkCutsAndThreads) {
         end = std::min<int>(kTokens, end + 1 + static_cast<int>(random() % 90));
         cuts.push_back(end);
       }
-      EXPECT_EQ(Differing(whole, Prefill(world, &q, cuts, 2)), 0) << "trial " << trial;
+      EXPECT_EQ(Differing(whole, Prefill(spec, cuts, 2)), 0) << "trial " << trial;
     }
   }
 }
 
-// One decode row for each query, all at once or alone, with lists that end at the query's page or
-// go on: always the bits of the prefill.
+// One decode row for each query, `batch` at a time, with lists that end at the query's page or go
+// on.
+TestTensor Decode(const AttentionSpec& spec, int batch, int threads) {
+  AttentionWorld world = MakeWorld(spec, threads);
+  const int rows = kTokens - kFirst;
+  TestTensor q = world.MakeTensor(spec.dtype(), rows, spec.q_heads * spec.head_dim);
+  TestTensor out = world.MakeTensor(spec.dtype(), rows, spec.q_heads * spec.head_dim);
+  world.FillRandom(&q, 4.0f);
+  ListBuilder lists;
+  std::vector<int32_t> positions;
+  for (int row = 0; row < rows; ++row) {
+    positions.push_back(kFirst + row);
+    const int last = row % 3 == 0 ? world.pages(0) - 1 : positions.back() / spec.page_tokens;
+    for (int page = 0; page <= last; ++page) world.AddPage(&lists, 0, page);
+    lists.Close();
+  }
+  DeviceLists device_lists(world.backend(), lists);
+  TestArray<int32_t> device_positions(world.backend(), positions);
+  Stream stream;
+  for (int first = 0; first < rows; first += batch) {
+    const int count = std::min(batch, rows - first);
+    PageLists view = device_lists.view();
+    view.begins += first;
+    view.ends += first;
+    view.lists = count;
+    const AttendDecodeArgs args{q.view3(spec.q_heads).Slice(first, count),
+                                world.pool(),
+                                TensorView(device_positions.device() + first, DType::kI32, {count}),
+                                view,
+                                1,
+                                world.params(),
+                                out.view3(spec.q_heads).Slice(first, count),
+                                {}};
+    EXPECT_EQ(AttendDecode(world.backend(), args, stream), OkStatus());
+  }
+  EXPECT_EQ(world.backend().device().Synchronize(stream), OkStatus());
+  return out;
+}
+
+// The bits of a row do not depend on its batch.
+TEST_P(AttentionDeterminism, DecodeInAnyBatch) {
+  for (const AttentionSpec& spec : Specs()) {
+    SCOPED_TRACE(Describe(spec));
+    const TestTensor whole = Decode(spec, kTokens - kFirst, 2);
+    for (int batch : {1, 7}) {
+      EXPECT_EQ(Differing(whole, Decode(spec, batch, 2)), 0) << "batch " << batch;
+    }
+  }
+}
+
+// Always the bits of the prefill.
 TEST_P(AttentionDeterminism, DecodeEqualsPrefillInAnyBatch) {
   for (const AttentionSpec& spec : Specs()) {
     SCOPED_TRACE(Describe(spec));
-    AttentionWorld world(spec, {kTokens}, 3);
-    const int rows = kTokens - kFirst;
-    GuardedTensor q(spec.dtype, rows, spec.q_heads, spec.head_dim);
-    world.FillRandom(&q, 4.0f);
-    const GuardedTensor expected = Prefill(world, &q, {kTokens}, 2);
-    ListBuilder lists;
-    std::vector<int32_t> positions;
-    for (int row = 0; row < rows; ++row) {
-      positions.push_back(kFirst + row);
-      const int last = row % 3 == 0 ? world.pages(0) - 1 : positions.back() / spec.page_tokens;
-      for (int page = 0; page <= last; ++page) world.AddPage(&lists, 0, page);
-      lists.Close();
-    }
+    const TestTensor expected = Prefill(spec, {kTokens}, 2);
     for (int threads : {1, 2, 3}) {
-      ThreadPool pool(threads, false);
-      AttentionScratch scratch(threads);
-      for (int batch : {1, 7, rows}) {
-        GuardedTensor out(spec.dtype, rows, spec.q_heads, spec.head_dim);
-        for (int first = 0; first < rows; first += batch) {
-          const int count = std::min(batch, rows - first);
-          PageLists view = lists.View();
-          view.begins += first;
-          view.ends += first;
-          view.lists = count;
-          const AttendDecodeArgs args{q.view().Slice(first, count),
-                                      world.pool(),
-                                      TensorView(positions.data() + first, DType::kI32, {count}),
-                                      view,
-                                      1,
-                                      world.params(),
-                                      out.view().Slice(first, count),
-                                      {}};
-          ASSERT_TRUE(AttendDecodeCpu(args, spec.isa, true, pool, scratch).ok());
-        }
-        EXPECT_EQ(Differing(expected, out), 0) << "batch " << batch << " threads " << threads;
+      for (int batch : {1, 7, kTokens - kFirst}) {
+        EXPECT_EQ(Differing(expected, Decode(spec, batch, threads)), 0)
+            << "batch " << batch << " threads " << threads;
       }
     }
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(EveryIsa, AttentionDeterminism,
-                         ::testing::Combine(::testing::ValuesIn(IsasHere()),
-                                            ::testing::Values(DType::kF32, DType::kBF16),
+INSTANTIATE_TEST_SUITE_P(Every, AttentionDeterminism,
+                         ::testing::Combine(::testing::ValuesIn(BackendCases(true)),
                                             ::testing::Values(16, 64)),
                          [](const auto& param) {
-                           return std::string(IsaName(std::get<0>(param.param))) + "_" +
-                                  std::string(DTypeName(std::get<1>(param.param))) + "_page" +
-                                  std::to_string(std::get<2>(param.param));
+                           return std::get<0>(param.param).Name() + "_page" +
+                                  std::to_string(std::get<1>(param.param));
                          });
 
 }  // namespace
-}  // namespace lacuna::kernels::cpu
+}  // namespace lacuna::kernels

@@ -1,94 +1,37 @@
 #include "tests/ops/attention_fixture.h"
 
-#include <gtest/gtest.h>
-
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <numeric>
+#include <utility>
 
-#include "kernels/cpu/append_kv.h"
-
-namespace lacuna::kernels::cpu {
+namespace lacuna::kernels {
 
 std::string Describe(const AttentionSpec& spec) {
-  return std::string(IsaName(spec.isa)) + " " + std::string(DTypeName(spec.dtype)) + " heads " +
-         std::to_string(spec.q_heads) + "/" + std::to_string(spec.kv_heads) + " d " +
-         std::to_string(spec.head_dim) + " page " + std::to_string(spec.page_tokens) + " window " +
-         std::to_string(spec.shape.window_tokens) + "+" + std::to_string(spec.shape.sink_tokens) +
-         " softcap " + std::to_string(spec.softcap) + (spec.sink_logits ? " sink logits" : "");
+  return spec.which.Name() + " heads " + std::to_string(spec.q_heads) + "/" +
+         std::to_string(spec.kv_heads) + " d " + std::to_string(spec.head_dim) + " page " +
+         std::to_string(spec.page_tokens) + " window " + std::to_string(spec.shape.window_tokens) +
+         "+" + std::to_string(spec.shape.sink_tokens) + " softcap " + std::to_string(spec.softcap) +
+         (spec.sink_logits ? " sink logits" : "");
 }
 
-std::vector<Isa> IsasHere() {
-  std::vector<Isa> isas;
-  for (Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16, Isa::kAmx}) {
-    if (isa <= DetectIsa()) isas.push_back(isa);
-  }
-  return isas;
-}
-
-GuardedTensor::GuardedTensor(DType dtype, int64_t rows, int64_t heads, int64_t dim)
-    : dtype_(dtype),
-      rows_(rows),
-      heads_(heads),
-      dim_(dim),
-      data_(static_cast<size_t>(rows * heads * dim) * DTypeBytes(dtype) + 2 * kGuard, kFill) {}
-
-size_t GuardedTensor::Offset(int64_t row, int64_t head, int64_t d) const {
-  return kGuard + static_cast<size_t>((row * heads_ + head) * dim_ + d) * DTypeBytes(dtype_);
-}
-
-float GuardedTensor::At(int64_t row, int64_t head, int64_t d) const {
-  const std::byte* at = data_.data() + Offset(row, head, d);
-  if (dtype_ == DType::kF32) {
-    float value;
-    std::memcpy(&value, at, sizeof(value));
-    return value;
-  }
-  BF16 value;
-  std::memcpy(&value, at, sizeof(value));
-  return ToFloat(value);
-}
-
-void GuardedTensor::Set(int64_t row, int64_t head, int64_t d, float value) {
-  std::byte* at = data_.data() + Offset(row, head, d);
-  if (dtype_ == DType::kF32) {
-    std::memcpy(at, &value, sizeof(value));
-    return;
-  }
-  const BF16 half = ToBF16(value);
-  std::memcpy(at, &half, sizeof(half));
-}
-
-std::vector<std::byte> GuardedTensor::RowBytes(int64_t row) const {
-  const auto first = data_.begin() + static_cast<std::ptrdiff_t>(Offset(row, 0, 0));
-  return {first, data_.begin() + static_cast<std::ptrdiff_t>(Offset(row + 1, 0, 0))};
-}
-
-bool GuardedTensor::RowUntouched(int64_t row) const {
-  return std::ranges::all_of(RowBytes(row), [](std::byte b) { return b == kFill; });
-}
-
-bool GuardedTensor::GuardsIntact() const {
-  const auto filled = [](std::byte b) { return b == kFill; };
-  return std::all_of(data_.begin(), data_.begin() + kGuard, filled) &&
-         std::all_of(data_.end() - kGuard, data_.end(), filled);
-}
-
-AttentionWorld::AttentionWorld(const AttentionSpec& spec, std::vector<int> sequence_tokens,
-                               uint32_t seed)
-    : spec_(spec), tokens_(std::move(sequence_tokens)), random_(seed) {
+AttentionWorld::AttentionWorld(std::shared_ptr<Backend> backend, const AttentionSpec& spec,
+                               std::vector<int> sequence_tokens, uint32_t seed)
+    : backend_(std::move(backend)),
+      spec_(spec),
+      tokens_(std::move(sequence_tokens)),
+      random_(seed) {
   if (spec_.scale == 0.0f) spec_.scale = 1.0f / std::sqrt(static_cast<float>(spec_.head_dim));
   int pages = 1;  // one page that nobody owns
   for (int tokens : tokens_) pages += (tokens + spec_.page_tokens - 1) / spec_.page_tokens;
   std::vector<int32_t> order(static_cast<size_t>(pages));
   std::iota(order.begin(), order.end(), 0);
   std::shuffle(order.begin(), order.end(), random_);
-  pool_ = {nullptr, spec_.dtype, pages, spec_.kv_heads, spec_.head_dim, spec_.page_tokens};
-  memory_.assign(static_cast<size_t>(pool_.Bytes()), std::byte{0xff});  // NaN in both dtypes
-  pool_.data = memory_.data();
+  shape_ = {nullptr, spec_.dtype(), pages, spec_.kv_heads, spec_.head_dim, spec_.page_tokens};
+  memory_ = std::make_unique<TestMemory>(*backend_, static_cast<size_t>(shape_.Bytes()), 0xff);
   for (int head = 0; head < spec_.q_heads; ++head) sink_logits_.push_back(Random(2.0f));
+  sink_memory_ = std::make_unique<TestArray<float>>(*backend_, sink_logits_);
   auto next = order.begin();
   for (size_t s = 0; s < tokens_.size(); ++s) {
     const int count = (tokens_[s] + spec_.page_tokens - 1) / spec_.page_tokens;
@@ -98,11 +41,18 @@ AttentionWorld::AttentionWorld(const AttentionSpec& spec, std::vector<int> seque
   }
 }
 
+KvPool AttentionWorld::pool() {
+  KvPool pool = shape_;
+  pool.data = memory_->device();
+  return pool;
+}
+
 // In two calls, the second of which starts inside a page and ends with a token without a slot.
 void AttentionWorld::Append(int sequence) {
   const int tokens = tokens_[static_cast<size_t>(sequence)];
-  GuardedTensor k(spec_.dtype, tokens + 1, spec_.kv_heads, spec_.head_dim);
-  GuardedTensor v(spec_.dtype, tokens + 1, spec_.kv_heads, spec_.head_dim);
+  const int64_t columns = int64_t{spec_.kv_heads} * spec_.head_dim;
+  TestTensor k = MakeTensor(spec_.dtype(), tokens + 1, columns);
+  TestTensor v = MakeTensor(spec_.dtype(), tokens + 1, columns);
   FillRandom(&k, 1.0f);
   FillRandom(&v, 1.0f);
   std::vector<float> keys, values;
@@ -111,28 +61,30 @@ void AttentionWorld::Append(int sequence) {
     const auto page = static_cast<size_t>(t / spec_.page_tokens);
     slots.push_back(page_table_[static_cast<size_t>(sequence)][page] * spec_.page_tokens +
                     t % spec_.page_tokens);
-    for (int head = 0; head < spec_.kv_heads; ++head) {
-      for (int d = 0; d < spec_.head_dim; ++d) {
-        keys.push_back(k.At(t, head, d));
-        values.push_back(v.At(t, head, d));
-      }
+    for (int64_t i = 0; i < columns; ++i) {
+      keys.push_back(k.at(t, i));
+      values.push_back(v.at(t, i));
     }
   }
   slots.push_back(-1);
   k_.push_back(std::move(keys));
   v_.push_back(std::move(values));
-  ThreadPool threads(2, false);
+  TestArray<int32_t> slot_memory(*backend_, slots);
   const int first = tokens / 3;
+  Stream stream;
   for (const auto& [begin, end] : {std::pair(0, first), std::pair(first, tokens + 1)}) {
     if (begin == end) continue;
-    const AppendKvArgs args{k.view().Slice(begin, end - begin), v.view().Slice(begin, end - begin),
-                            TensorView(slots.data() + begin, DType::kI32, {end - begin}), pool_};
-    ASSERT_TRUE(AppendKvCpu(args, spec_.isa, threads).ok());
+    const AppendKvArgs args{k.view3(spec_.kv_heads).Slice(begin, end - begin),
+                            v.view3(spec_.kv_heads).Slice(begin, end - begin),
+                            TensorView(slot_memory.device() + begin, DType::kI32, {end - begin}),
+                            pool()};
+    ASSERT_EQ(AppendKv(*backend_, args, stream), OkStatus());
   }
+  ASSERT_EQ(backend_->device().Synchronize(stream), OkStatus());  // k and v go
 }
 
-AttentionParams AttentionWorld::params() const {
-  return {spec_.scale, spec_.softcap, spec_.sink_logits ? sink_logits_.data() : nullptr,
+AttentionParams AttentionWorld::params() {
+  return {spec_.scale, spec_.softcap, spec_.sink_logits ? sink_memory_->device() : nullptr,
           spec_.shape};
 }
 
@@ -149,12 +101,9 @@ float AttentionWorld::Random(float limit) {
   return std::uniform_real_distribution<float>(-limit, limit)(random_);
 }
 
-void AttentionWorld::FillRandom(GuardedTensor* q, float limit) {
-  const TensorView view = q->view();
-  for (int64_t row = 0; row < view.dim(0); ++row) {
-    for (int64_t head = 0; head < view.dim(1); ++head) {
-      for (int64_t d = 0; d < view.dim(2); ++d) q->Set(row, head, d, Random(limit));
-    }
+void AttentionWorld::FillRandom(TestTensor* q, float limit) {
+  for (int64_t row = 0; row < q->rows(); ++row) {
+    for (int64_t i = 0; i < q->dim(); ++i) q->set(row, i, Random(limit));
   }
 }
 
@@ -162,7 +111,7 @@ size_t AttentionWorld::KeyIndex(int token, int kv_head) const {
   return static_cast<size_t>((token * spec_.kv_heads + kv_head) * spec_.head_dim);
 }
 
-AttentionWorld::Expected AttentionWorld::Reference(const GuardedTensor& q, int64_t row, int head,
+AttentionWorld::Expected AttentionWorld::Reference(const TestTensor& q, int64_t row, int head,
                                                    int sequence, int position,
                                                    const std::function<bool(int)>& listed) const {
   const int kv_head = head / (spec_.q_heads / spec_.kv_heads);
@@ -175,7 +124,8 @@ AttentionWorld::Expected AttentionWorld::Reference(const GuardedTensor& q, int64
     if (!shaped || !listed(key)) continue;
     const float* k = &k_[static_cast<size_t>(sequence)][KeyIndex(key, kv_head)];
     double score = 0.0;
-    for (size_t d = 0; d < dims; ++d) score += double{q.At(row, head, static_cast<int>(d))} * k[d];
+    for (size_t d = 0; d < dims; ++d)
+      score += double{q.at(row, head * spec_.head_dim + static_cast<int>(d))} * k[d];
     score *= double{spec_.scale};
     if (spec_.softcap > 0.0f) score = spec_.softcap * std::tanh(score / spec_.softcap);
     scores.emplace_back(key, score);
@@ -199,4 +149,21 @@ AttentionWorld::Expected AttentionWorld::Reference(const GuardedTensor& q, int64
   return expected;
 }
 
-}  // namespace lacuna::kernels::cpu
+void AttentionWorld::ExpectHead(const TestTensor& out, const TestTensor& lse, int64_t row, int head,
+                                const Expected& expected) const {
+  const bool f32 = spec_.dtype() == DType::kF32;
+  const double out_tolerance = f32 ? 2e-5 : spec_.dtype() == DType::kF16 ? 2e-3 : 8e-3;
+  for (int d = 0; d < spec_.head_dim; ++d) {
+    ASSERT_NEAR(out.at(row, head * spec_.head_dim + d), expected.out[static_cast<size_t>(d)],
+                out_tolerance)
+        << "row " << row << " head " << head << " channel " << d;
+  }
+  if (std::isinf(expected.lse)) {
+    ASSERT_EQ(lse.at(row, head), expected.lse) << "row " << row << " head " << head;
+  } else {
+    ASSERT_NEAR(lse.at(row, head), expected.lse, f32 ? 2e-5 : 1e-3)
+        << "row " << row << " head " << head;
+  }
+}
+
+}  // namespace lacuna::kernels

@@ -1,22 +1,21 @@
 // AttentionWorld: sequences in a paged KV pool that starts full of NaN, with what the tests need to
-// attend to them and to compute the same in double precision. Single-threaded but for its pool.
+// attend to them and to compute the same in double precision. Single thread.
 #pragma once
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <random>
 #include <string>
 #include <vector>
 
-#include "kernels/core/dtype.h"
-#include "kernels/cpu/attention.h"
 #include "kernels/ops/attention.h"
+#include "tests/ops/op_test.h"
 
-namespace lacuna::kernels::cpu {
+namespace lacuna::kernels {
 
 struct AttentionSpec final {
-  DType dtype = DType::kF32;
-  Isa isa = Isa::kScalar;
+  BackendCase which;
   int q_heads = 4;
   int kv_heads = 2;
   int head_dim = 64;
@@ -25,51 +24,50 @@ struct AttentionSpec final {
   float softcap = 0.0f;
   bool sink_logits = false;
   float scale = 0.0f;  // 0: 1 / sqrt(head_dim)
+
+  DType dtype() const { return which.precision; }
 };
 std::string Describe(const AttentionSpec& spec);
 
-// The instruction sets of this machine, each once.
-std::vector<Isa> IsasHere();
-
-// Rows of dtype elements between guard bytes.
-class GuardedTensor final {
- public:
-  GuardedTensor(DType dtype, int64_t rows, int64_t heads, int64_t dim);
-  TensorView view() { return {data_.data() + kGuard, dtype_, {rows_, heads_, dim_}}; }
-  TensorView matrix() { return {data_.data() + kGuard, dtype_, {rows_, heads_ * dim_}}; }
-  float At(int64_t row, int64_t head, int64_t d) const;
-  void Set(int64_t row, int64_t head, int64_t d, float value);
-  std::vector<std::byte> RowBytes(int64_t row) const;
-  bool GuardsIntact() const;
-  bool RowUntouched(int64_t row) const;  // still as constructed
-
- private:
-  static constexpr size_t kGuard = 128;
-  static constexpr std::byte kFill{0xa5};
-  size_t Offset(int64_t row, int64_t head, int64_t d) const;
-  DType dtype_;
-  int64_t rows_, heads_, dim_;
-  std::vector<std::byte> data_;
-};
-
-// Page lists under construction.
+// Page lists under construction, on the host.
 struct ListBuilder final {
   std::vector<int32_t> pages, logical;
   std::vector<int64_t> offsets{0};
   void Close() { offsets.push_back(static_cast<int64_t>(pages.size())); }
-  PageLists View() const {
-    return {pages.data(), logical.data(), offsets.data(), offsets.data() + 1,
-            static_cast<int64_t>(offsets.size()) - 1};
+};
+
+// Built lists on the backend's device.
+class DeviceLists final {
+ public:
+  DeviceLists(Backend& backend, const ListBuilder& lists)
+      : count_(static_cast<int64_t>(lists.offsets.size()) - 1),
+        pages_(backend, lists.pages),
+        logical_(backend, lists.logical),
+        offsets_(backend, lists.offsets) {}
+  PageLists view() {
+    const int64_t* offsets = offsets_.device();
+    return {pages_.device(), logical_.device(), offsets, offsets + 1, count_};
   }
+
+ private:
+  int64_t count_;
+  TestArray<int32_t> pages_, logical_;
+  TestArray<int64_t> offsets_;
 };
 
 class AttentionWorld final {
  public:
-  AttentionWorld(const AttentionSpec& spec, std::vector<int> sequence_tokens, uint32_t seed);
+  AttentionWorld(std::shared_ptr<Backend> backend, const AttentionSpec& spec,
+                 std::vector<int> sequence_tokens, uint32_t seed);
 
   const AttentionSpec& spec() const { return spec_; }
-  KvPool pool() const { return pool_; }
-  AttentionParams params() const;
+  Backend& backend() { return *backend_; }
+  TestPlace place() { return {backend_.get(), spec_.which.aligned}; }
+  TestTensor MakeTensor(DType dtype, int64_t rows, int64_t dim) {
+    return TestTensor(place(), dtype, rows, dim);
+  }
+  KvPool pool();
+  AttentionParams params();
   int tokens(int sequence) const { return tokens_[static_cast<size_t>(sequence)]; }
   int pages(int sequence) const {
     return static_cast<int>(page_table_[static_cast<size_t>(sequence)].size());
@@ -77,31 +75,33 @@ class AttentionWorld final {
   void AddPage(ListBuilder* lists, int sequence, int logical) const;
   void AddAllPages(ListBuilder* lists, int sequence) const;
   float Random(float limit);
-  void FillRandom(GuardedTensor* q, float limit);
+  void FillRandom(TestTensor* q, float limit);
 
   // In double precision, over the keys of `sequence` that `listed(token)` lets through.
   struct Expected final {
     std::vector<double> out;
     double lse;
   };
-  Expected Reference(const GuardedTensor& q, int64_t row, int head, int sequence, int position,
+  Expected Reference(const TestTensor& q, int64_t row, int head, int sequence, int position,
                      const std::function<bool(int)>& listed) const;
-
-  float out_tolerance() const { return spec_.dtype == DType::kF32 ? 2e-5f : 8e-3f; }
-  float lse_tolerance() const { return spec_.dtype == DType::kF32 ? 2e-5f : 1e-3f; }
+  // Compares one head of a row of `out` [rows, heads * dim] and `lse` [rows, heads] with it.
+  void ExpectHead(const TestTensor& out, const TestTensor& lse, int64_t row, int head,
+                  const Expected& expected) const;
 
  private:
   void Append(int sequence);
   size_t KeyIndex(int token, int kv_head) const;
 
+  std::shared_ptr<Backend> backend_;
   AttentionSpec spec_;
   std::vector<int> tokens_;
   std::vector<std::vector<int32_t>> page_table_;
-  std::vector<std::byte> memory_;
-  KvPool pool_;
+  KvPool shape_;  // of the pool, without its memory
+  std::unique_ptr<TestMemory> memory_;
+  std::unique_ptr<TestArray<float>> sink_memory_;
   std::vector<std::vector<float>> k_, v_;  // [sequence][token, kv_head, head_dim], as stored
   std::vector<float> sink_logits_;
   std::mt19937 random_;
 };
 
-}  // namespace lacuna::kernels::cpu
+}  // namespace lacuna::kernels

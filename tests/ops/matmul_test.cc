@@ -22,10 +22,10 @@ class MatmulTest : public OpTest {
   void Run(const Shape& shape, const Variant& variant) {
     const auto [m, n, k] = shape;
     SCOPED_TRACE(std::to_string(m) + " x " + std::to_string(n) + " x " + std::to_string(k));
-    TestTensor x(act(), m, k, k + variant.padding);
-    TestTensor weight(variant.weight, n, k, k + 3);
-    TestTensor bias(DType::kF32, n, 1);
-    TestTensor out(variant.out, m, n, n + variant.padding);
+    TestTensor x(place(), act(), m, k, k + variant.padding);
+    TestTensor weight(place(), variant.weight, n, k, k + 3);
+    TestTensor bias(place(), DType::kF32, n, 1);
+    TestTensor out(place(), variant.out, m, n, n + variant.padding);
     x.Fill(random());
     weight.Fill(random());
     bias.Fill(random());
@@ -34,7 +34,7 @@ class MatmulTest : public OpTest {
       out.Fill(random());
       for (int64_t i = 0; i < m * n; ++i) start[static_cast<size_t>(i)] = out.at(i / n, i % n);
     }
-    auto prepared = PrepareMatrix(backend(), weight.view());
+    auto prepared = PrepareMatrix(backend(), weight.host_view());
     ASSERT_TRUE(prepared.ok()) << prepared.status().ToString();
     MatmulArgs args{.x = x.view(), .weight = prepared->get(), .bias = {}, .out = out.view()};
     if (variant.bias) args.bias = bias.vector();
@@ -55,7 +55,7 @@ class MatmulTest : public OpTest {
     double sum = variant.bias ? bias.at(j, 0) : 0.0;
     double magnitude = std::abs(sum);
     for (int64_t k = 0; k < x.dim(); ++k) {
-      const float w = act() == DType::kBF16 ? ToFloat(ToBF16(weight.at(j, k))) : weight.at(j, k);
+      const float w = Rounded(weight.at(j, k), act());
       sum += static_cast<double>(x.at(i, k)) * w;
       magnitude += std::abs(static_cast<double>(x.at(i, k)) * w);
     }
@@ -86,9 +86,9 @@ TEST_P(MatmulTest, MatchesDoubleOnLargeShapes) {
 }
 
 TEST_P(MatmulTest, NoRowsIsNothingToDo) {
-  TestTensor weight(DType::kF32, 3, 5);
+  TestTensor weight(place(), DType::kF32, 3, 5);
   weight.Fill(random());
-  auto prepared = PrepareMatrix(backend(), weight.view());
+  auto prepared = PrepareMatrix(backend(), weight.host_view());
   ASSERT_TRUE(prepared.ok());
   EXPECT_EQ((*prepared)->rows(), 3);
   EXPECT_EQ((*prepared)->columns(), 5);
@@ -101,14 +101,14 @@ TEST_P(MatmulTest, NoRowsIsNothingToDo) {
 }
 
 TEST_P(MatmulTest, NanStaysInItsRow) {
-  TestTensor x(act(), 20, 70);
-  TestTensor weight(DType::kF32, 40, 70);
-  TestTensor out(DType::kF32, 20, 40);
+  TestTensor x(place(), act(), 20, 70);
+  TestTensor weight(place(), DType::kF32, 40, 70);
+  TestTensor out(place(), DType::kF32, 20, 40);
   x.Fill(random());
   weight.Fill(random());
   x.set(7, 3, std::numeric_limits<float>::quiet_NaN());
   x.set(11, 69, std::numeric_limits<float>::infinity());
-  auto prepared = PrepareMatrix(backend(), weight.view());
+  auto prepared = PrepareMatrix(backend(), weight.host_view());
   ASSERT_TRUE(prepared.ok());
   const MatmulArgs args{.x = x.view(), .weight = prepared->get(), .bias = {}, .out = out.view()};
   ASSERT_EQ(Matmul(backend(), args, stream()), OkStatus());
@@ -125,20 +125,20 @@ TEST_P(MatmulTest, RowBitsDoNotDependOnTheBatch) {
   constexpr int64_t kRows = 256;
   constexpr int64_t kN = 75;
   constexpr int64_t kK = 259;
-  TestTensor x(act(), kRows, kK);
-  TestTensor weight(DType::kF32, kN, kK);
+  TestTensor x(place(), act(), kRows, kK);
+  TestTensor weight(place(), DType::kF32, kN, kK);
   x.Fill(random());
   weight.Fill(random());
-  TestTensor whole(DType::kF32, kRows, kN);
+  TestTensor whole(place(), DType::kF32, kRows, kN);
   for (const int threads : {1, 3}) {
-    const auto deterministic = MakeTestBackend(GetParam(), threads, true);
-    auto prepared = PrepareMatrix(*deterministic, weight.view());
+    const auto deterministic = MakeTestBackend(GetParam(), threads, true).value();
+    auto prepared = PrepareMatrix(*deterministic, weight.host_view());
     ASSERT_TRUE(prepared.ok());
     MatmulArgs args{.x = x.view(), .weight = prepared->get(), .bias = {}, .out = whole.view()};
     ASSERT_EQ(Matmul(*deterministic, args, stream()), OkStatus());
     for (int64_t rows = 1; rows <= 70; ++rows) {
       const int64_t first = (rows * 37) % (kRows - rows);
-      TestTensor part(DType::kF32, rows, kN);
+      TestTensor part(place(), DType::kF32, rows, kN);
       args.x = x.view().Slice(first, rows);
       args.out = part.view();
       ASSERT_EQ(Matmul(*deterministic, args, stream()), OkStatus());
@@ -151,13 +151,13 @@ TEST_P(MatmulTest, RowBitsDoNotDependOnTheBatch) {
 
 TEST_P(MatmulTest, RefusesAWeightOfAnotherPrecision) {
   const BackendCase other{GetParam().isa, act() == DType::kF32 ? DType::kBF16 : DType::kF32};
-  const auto other_backend = MakeTestBackend(other);
-  TestTensor weight(DType::kF32, 4, 4);
+  const auto other_backend = MakeTestBackend(other).value();
+  TestTensor weight(place(), DType::kF32, 4, 4);
   weight.Fill(random());
-  auto prepared = PrepareMatrix(*other_backend, weight.view());
+  auto prepared = PrepareMatrix(*other_backend, weight.host_view());
   ASSERT_TRUE(prepared.ok());
-  TestTensor x(act(), 1, 4);
-  TestTensor out(DType::kF32, 1, 4);
+  TestTensor x(place(), act(), 1, 4);
+  TestTensor out(place(), DType::kF32, 1, 4);
   const MatmulArgs args{.x = x.view(), .weight = prepared->get(), .bias = {}, .out = out.view()};
   EXPECT_EQ(Matmul(backend(), args, stream()).code(), StatusCode::kInvalidArgument);
 }
