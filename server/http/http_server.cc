@@ -80,7 +80,7 @@ class HttpServer::Impl final {
                              ": " + error.message());
     }
     port_ = acceptor_.local_endpoint(error).port();
-    asio::co_spawn(context_, Accept(), [](std::exception_ptr) {});
+    asio::co_spawn(context_, Accept(), [](const std::exception_ptr&) {});
     for (int64_t i = 0; i < options_.io_threads; ++i) {
       threads_.emplace_back([this] { context_.run(); });
     }
@@ -154,8 +154,9 @@ class HttpServer::Impl final {
       connections_.insert(connection);
     }
     api_.metrics.AddConnections(1);
-    asio::co_spawn(executor, connection->Run(),
-                   [this, connection, address](std::exception_ptr) { Drop(connection, address); });
+    asio::co_spawn(
+        executor, connection->Run(),
+        [this, connection, address](const std::exception_ptr&) { Drop(connection, address); });
   }
 
   // False when one more connection from there would be too many.

@@ -31,8 +31,8 @@ const Buckets kRequestSeconds = {0.01, 0.05, 0.1,   0.3,   0.5,   0.8,   1.0,   
 
 Buckets TokenCounts() {
   Buckets bounds;
-  for (double decade = 1.0; decade <= 1e6; decade *= 10.0) {
-    for (const double step : {1.0, 2.0, 5.0}) bounds.push_back(step * decade);
+  for (int64_t decade = 1; decade <= 1'000'000; decade *= 10) {
+    for (const int64_t step : {1, 2, 5}) bounds.push_back(static_cast<double>(step * decade));
   }
   return bounds;
 }

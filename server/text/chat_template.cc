@@ -25,7 +25,7 @@ ChatTemplate::ChatTemplate(std::unique_ptr<const jinja::Program> program)
     : program_(std::move(program)) {}
 ChatTemplate::~ChatTemplate() = default;
 
-Result<std::unique_ptr<ChatTemplate>> ChatTemplate::Parse(std::string source) {
+Result<std::unique_ptr<ChatTemplate>> ChatTemplate::Parse(std::string_view source) {
   LACUNA_ASSIGN_OR_RETURN(jinja::Program program, jinja::ParseTemplate(source));
   auto owned = std::make_unique<const jinja::Program>(std::move(program));
   return std::unique_ptr<ChatTemplate>(new ChatTemplate(std::move(owned)));

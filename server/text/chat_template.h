@@ -11,6 +11,7 @@
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "kernels/core/status.h"
 
@@ -29,7 +30,7 @@ struct ChatTemplateLimits {
 class ChatTemplate final {
  public:
   // Errors (kInvalidArgument): "chat template: line 3: ..."
-  static Result<std::unique_ptr<ChatTemplate>> Parse(std::string source);
+  static Result<std::unique_ptr<ChatTemplate>> Parse(std::string_view source);
   ~ChatTemplate();
 
   using Limits = ChatTemplateLimits;

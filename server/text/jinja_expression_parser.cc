@@ -185,44 +185,46 @@ Result<ExprPtr> ExpressionParser::ParseNot() {
 }
 
 Result<ExprPtr> ExpressionParser::ParseCompare() {
-  LACUNA_ASSIGN_OR_RETURN(ExprPtr first, ParseBinary(0));
-  std::unique_ptr<Expr> expr;
-  while (true) {
+  // The comparison that comes next; the "not" of "not in" is consumed.
+  const auto next_operator = [&] {
     std::optional<Operator> op = FindOperator(kComparisons, Peek());
     if (!op && IsName("in")) op = Operator::kIn;
     if (!op && IsName("not") && Peek(1).kind == TokenKind::kName && Peek(1).text == "in") {
       Next();
       op = Operator::kNotIn;
     }
-    if (!op) break;
+    return op;
+  };
+  LACUNA_ASSIGN_OR_RETURN(ExprPtr first, ParseBinary(0));
+  std::optional<Operator> op = next_operator();
+  if (!op) return first;
+  std::unique_ptr<Expr> expr = Make(Expr::Kind::kCompare, first->line);
+  expr->items.push_back(std::move(first));
+  for (; op; op = next_operator()) {
     Next();
-    if (!expr) {
-      expr = Make(Expr::Kind::kCompare, first->line);
-      expr->items.push_back(std::move(first));
-    }
     LACUNA_ASSIGN_OR_RETURN(ExprPtr item, ParseBinary(0));
     expr->operators.push_back(*op);
     expr->items.push_back(std::move(item));
   }
-  if (!expr) return first;
   return ExprPtr(std::move(expr));
 }
 
 Result<ExprPtr> ExpressionParser::ParseBinary(int level) {
   if (level == kBinaryLevels) return ParseUnary(true);
+  const auto next_operator = [&] {
+    return FindOperator(kBinary[static_cast<size_t>(level)], Peek());
+  };
   LACUNA_ASSIGN_OR_RETURN(ExprPtr first, ParseBinary(level + 1));
-  std::unique_ptr<Expr> expr;
-  while (const auto op = FindOperator(kBinary[static_cast<size_t>(level)], Peek())) {
+  std::optional<Operator> op = next_operator();
+  if (!op) return first;
+  std::unique_ptr<Expr> expr = Make(Expr::Kind::kBinary, first->line);
+  expr->items.push_back(std::move(first));
+  for (; op; op = next_operator()) {
     Next();
-    if (!expr) {
-      expr = Make(Expr::Kind::kBinary, first->line);
-      expr->items.push_back(std::move(first));
-    }
     LACUNA_ASSIGN_OR_RETURN(ExprPtr item, ParseBinary(level + 1));
     expr->operators.push_back(*op);
     expr->items.push_back(std::move(item));
   }
-  if (!expr) return first;
   return ExprPtr(std::move(expr));
 }
 

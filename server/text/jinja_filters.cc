@@ -99,7 +99,7 @@ std::string Escape(std::string_view text) {
   return out;
 }
 
-Result<Value> Indent(Runtime& runtime, std::string text, const Parameters& given) {
+Result<Value> Indent(Runtime& runtime, const std::string& text, const Parameters& given) {
   std::string indentation;
   if (given[0] != nullptr && given[0]->AsString()) {
     indentation = *given[0]->AsString();
