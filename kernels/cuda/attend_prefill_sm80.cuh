@@ -17,6 +17,10 @@
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/ops/attention.h"
 
+#ifndef SM80_SLOTS
+#define SM80_SLOTS 3
+#define SM80_BLOCKS 2
+#endif
 namespace lacuna::kernels::cuda::sm80 {
 
 struct PrefillParams final {
@@ -42,9 +46,9 @@ struct Tiling final {
   static constexpr int kWarpRows = kDim > 128 ? 16 : 32;
   static constexpr int kWarps = kRows / kWarpRows;
   static constexpr int kThreads = kWarps * 32;
-  static constexpr int kBlocksPerSm = kDim > 128 ? 1 : 2;
+  static constexpr int kBlocksPerSm = kDim > 128 ? 1 : kDim > 64 ? 2 : SM80_BLOCKS;
   static constexpr int kMmaRows = kWarpRows / 16;
-  static constexpr int kSlots = 3;
+  static constexpr int kSlots = kDim > 128 ? 3 : SM80_SLOTS;
   static constexpr int kStripes = (kDim + kStripeColumns - 1) / kStripeColumns;
   static constexpr int kQBytes = kRows * kDim * 2;
   static constexpr int kSlotBytes = kKeyTile * kDim * 2;
@@ -71,19 +75,22 @@ __device__ __forceinline__ uint32_t StepOffset(int step, int row, int lane_chunk
                                (((in_stripe * 2 + lane_chunk) ^ swizzle) << 4));
 }
 
-// scores = Q K^T for the warp's rows and 64 keys.
+inline constexpr int kKeyColumns = kKeyTile / 8;
+template <int kMmaRows>
+using TileScores = float[kMmaRows][kKeyColumns][4];
+
+// scores = Q K^T for the warp's rows and the keys of a tile.
 template <typename T, int kDim>
 __device__ __forceinline__ void Scores(uint32_t q, int warp_row, uint32_t k,
-                                       float (&scores)[Tiling<kDim>::kMmaRows][8][4]) {
+                                       TileScores<Tiling<kDim>::kMmaRows>& scores) {
   using Tile = Tiling<kDim>;
   const int lane = static_cast<int>(threadIdx.x) & 31;
-  const int q_row =
-      warp_row + (lane & 15);  // matrices 0 and 1 of a load are the upper and the lower 8 rows
+  const int q_row = warp_row + (lane & 15);  // matrices 0, 1 of a load: the upper, lower 8 rows
   const int k_row = (lane & 7) + ((lane >> 4) << 3);
 #pragma unroll
   for (int m = 0; m < Tile::kMmaRows; ++m) {
 #pragma unroll
-    for (int n = 0; n < 8; ++n) {
+    for (int n = 0; n < kKeyColumns; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) scores[m][n][i] = 0.0f;
     }
@@ -99,7 +106,7 @@ __device__ __forceinline__ void Scores(uint32_t q, int warp_row, uint32_t k,
       LoadMatrix4(a[m], q_at + static_cast<uint32_t>(m * 16 * row_bytes));
     }
 #pragma unroll
-    for (int n = 0; n < 8; n += 2) {
+    for (int n = 0; n < kKeyColumns; n += 2) {
       uint32_t b[4];
       LoadMatrix4(b, k_at + static_cast<uint32_t>(n * 8 * row_bytes));
 #pragma unroll
@@ -114,7 +121,7 @@ __device__ __forceinline__ void Scores(uint32_t q, int warp_row, uint32_t k,
 // out += P V, P being the probabilities in `scores` rounded to T.
 template <typename T, int kDim>
 __device__ __forceinline__ void AddValues(uint32_t v,
-                                          const float (&scores)[Tiling<kDim>::kMmaRows][8][4],
+                                          const TileScores<Tiling<kDim>::kMmaRows>& scores,
                                           float (&out)[Tiling<kDim>::kMmaRows][kDim / 8][4]) {
   using Tile = Tiling<kDim>;
   const int lane = static_cast<int>(threadIdx.x) & 31;
@@ -167,12 +174,12 @@ __device__ inline TileKind KindOf(const WarpRows& rows, int first_key, int group
 
 template <int kMmaRows>
 __device__ __forceinline__ void Mask(const WarpRows& rows, int first_key, int groups,
-                                     const StaticShape& shape, float (&scores)[kMmaRows][8][4]) {
+                                     const StaticShape& shape, TileScores<kMmaRows>& scores) {
   const int lane = static_cast<int>(threadIdx.x) & 31;
 #pragma unroll
   for (int m = 0; m < kMmaRows; ++m) {
 #pragma unroll
-    for (int n = 0; n < 8; ++n) {
+    for (int n = 0; n < kKeyColumns; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int key = first_key + n * 8 + (lane & 3) * 2 + (i & 1);
@@ -189,12 +196,12 @@ __device__ __forceinline__ void Mask(const WarpRows& rows, int first_key, int gr
 // x -> cap * tanh(scale * x / cap), by tanh(y) = 1 - 2 / (1 + e^2y).
 template <int kMmaRows>
 __device__ __forceinline__ void CapScores(const AttentionParams& params,
-                                          float (&scores)[kMmaRows][8][4]) {
+                                          TileScores<kMmaRows>& scores) {
   const float inner = params.scale / params.softcap * 2.885390082f;  // 2 log2(e)
 #pragma unroll
   for (int m = 0; m < kMmaRows; ++m) {
 #pragma unroll
-    for (int n = 0; n < 8; ++n) {
+    for (int n = 0; n < kKeyColumns; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float e = Exp2(scores[m][n][i] * inner);
@@ -204,8 +211,10 @@ __device__ __forceinline__ void CapScores(const AttentionParams& params,
   }
 }
 
-// Running softmax of the rows of a lane: row m * 16 + half * 8 + lane / 4. A row's four lanes agree
-// on the maximum; each has the sum over its own columns.
+// Running softmax of the rows of a lane: row m * 16 + half * 8 + lane / 4. Maxima are of scores
+// times the exponent scale. A row's four lanes agree on the maximum; each has the sum over its own
+// columns.
+inline constexpr float kNoMaximum = -1e30f;  // finite, so that differences of maxima are numbers
 template <int kMmaRows>
 struct Running final {
   float max[kMmaRows][2];
@@ -214,33 +223,33 @@ struct Running final {
 
 // Scores become probabilities relative to the new maxima; `keep` is what older sums shrink by.
 template <int kMmaRows>
-__device__ __forceinline__ void Softmax(float exponent_scale, float (&scores)[kMmaRows][8][4],
+__device__ __forceinline__ void Softmax(float exponent_scale, TileScores<kMmaRows>& scores,
                                         Running<kMmaRows>* running, float (&keep)[kMmaRows][2]) {
 #pragma unroll
   for (int m = 0; m < kMmaRows; ++m) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float max = running->max[m][half];
+      float max = scores[m][0][2 * half];
 #pragma unroll
-      for (int n = 0; n < 8; ++n) {
+      for (int n = 0; n < kKeyColumns; ++n) {
         max = fmaxf(max, fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
       }
       max = fmaxf(max, __shfl_xor_sync(~0u, max, 1));
       max = fmaxf(max, __shfl_xor_sync(~0u, max, 2));
-      const float safe = max == -INFINITY ? 0.0f : max;
-      keep[m][half] = Exp2((running->max[m][half] - safe) * exponent_scale);
+      max = fmaxf(running->max[m][half], max * exponent_scale);
+      keep[m][half] = Exp2(running->max[m][half] - max);
       running->max[m][half] = max;
-      const float shift = safe * exponent_scale;
-      float sum = 0.0f;
+      float even = 0.0f, odd = 0.0f;
 #pragma unroll
-      for (int n = 0; n < 8; ++n) {
-#pragma unroll
-        for (int i = 2 * half; i < 2 * half + 2; ++i) {
-          scores[m][n][i] = Exp2(fmaf(scores[m][n][i], exponent_scale, -shift));
-          sum += scores[m][n][i];
-        }
+      for (int n = 0; n < kKeyColumns; ++n) {
+        float& low = scores[m][n][2 * half];
+        float& high = scores[m][n][2 * half + 1];
+        low = Exp2(fmaf(low, exponent_scale, -max));
+        high = Exp2(fmaf(high, exponent_scale, -max));
+        even += low;
+        odd += high;
       }
-      running->sum[m][half] = fmaf(running->sum[m][half], keep[m][half], sum);
+      running->sum[m][half] = fmaf(running->sum[m][half], keep[m][half], even + odd);
     }
   }
 }
@@ -263,36 +272,41 @@ __device__ __forceinline__ void Rescale(const float (&keep)[kMmaRows][2],
   }
 }
 
-// Copies 64 keys or values of a tile of the plan into a slot.
+// Copies 64 keys or values of a tile of the plan into a slot. A page of 64 is as wide as the tile,
+// so its stripes are copied as they are; of pages of 16, each gives a quarter of each stripe.
+template <int kDim, bool kSinglePage>
+__device__ __forceinline__ void CopyPages(const PrefillParams& p, const PrefillPlan& plan,
+                                          int index, int kv_head, int64_t offset, uint32_t slot) {
+  using Tile = Tiling<kDim>;
+  constexpr int kPageTokens = kSinglePage ? kKeyTile : kGroupKeys;
+  const auto thread = static_cast<int>(threadIdx.x);
+#pragma unroll
+  for (int stripe = 0; stripe < Tile::kStripes; ++stripe) {
+    const int pieces = StripeWidth<kDim>(stripe * kStripeColumns) * kPageTokens / 8;  // 16 bytes
+    const int pages = kKeyTile / kPageTokens;
+#pragma unroll
+    for (int at = 0; at < pages * pieces; at += Tile::kThreads) {
+      const int piece = at + thread;
+      if (at + Tile::kThreads > pages * pieces && piece >= pages * pieces) break;
+      const int in_tile = kSinglePage ? 0 : pieces >= Tile::kThreads ? at / pieces : piece / pieces;
+      const int page = plan.Page<kSinglePage>(index, in_tile);
+      const std::byte* stripe_data = p.pool +
+                                     (int64_t{max(page, 0)} * p.kv_heads + kv_head) * p.slab_bytes +
+                                     offset + stripe * kStripeColumns * kPageTokens * 2;
+      AsyncCopy16(slot + static_cast<uint32_t>(stripe * kStripeColumns * kKeyTile * 2 + piece * 16),
+                  stripe_data + (piece - in_tile * pieces) * 16, kSinglePage || page >= 0);
+    }
+  }
+}
+
 template <int kDim>
 __device__ __forceinline__ void CopyTile(const PrefillParams& p, const PrefillPlan& plan, int index,
                                          int kv_head, bool values, uint32_t slot) {
-  using Tile = Tiling<kDim>;
-  const int64_t half = values ? p.slab_bytes / 2 : 0;
-  const auto page_data = [&](int group) {
-    const int page = plan.Page(index, group);
-    return p.pool + (int64_t{page < 0 ? 0 : page} * p.kv_heads + kv_head) * p.slab_bytes + half;
-  };
-  const std::byte* single = plan.single() ? page_data(0) : nullptr;
-#pragma unroll
-  for (int stripe = 0; stripe < Tile::kStripes; ++stripe) {
-    const int width = StripeWidth<kDim>(stripe * kStripeColumns);
-    const int pieces = width * 2;  // of 16 bytes, in 16 rows
-#pragma unroll
-    for (int at = 0; at < kGroups * pieces; at += Tile::kThreads) {
-      const int piece = at + static_cast<int>(threadIdx.x);
-      const uint32_t to = slot + static_cast<uint32_t>(stripe * kStripeColumns * kKeyTile * 2) +
-                          static_cast<uint32_t>(piece) * 16;
-      if (at + Tile::kThreads > kGroups * pieces && piece >= kGroups * pieces) break;
-      const int64_t before = int64_t{stripe} * kStripeColumns * 2;
-      if (single != nullptr) {
-        AsyncCopy16(to, single + before * kKeyTile + piece * 16);
-      } else {
-        const int group = piece / pieces;
-        AsyncCopy16(to, page_data(group) + before * kGroupKeys + (piece - group * pieces) * 16,
-                    plan.Page(index, group) >= 0);
-      }
-    }
+  const int64_t offset = values ? p.slab_bytes / 2 : 0;
+  if (plan.single()) {
+    CopyPages<kDim, true>(p, plan, index, kv_head, offset, slot);
+  } else {
+    CopyPages<kDim, false>(p, plan, index, kv_head, offset, slot);
   }
 }
 
@@ -327,7 +341,7 @@ __device__ void Finish(const PrefillParams& p, int64_t first_row, int rows, int 
       float sum = running.sum[m][half];
       sum += __shfl_xor_sync(~0u, sum, 1);
       sum += __shfl_xor_sync(~0u, sum, 2);
-      const float max = running.max[m][half] * p.exponent_scale;  // -inf where nothing was seen
+      const float max = running.max[m][half];
       float factor = sum > 0.0f ? 1.0f / sum : 0.0f;
       if (p.params.sink_logits != nullptr && sum > 0.0f) {
         const float sink = p.params.sink_logits[head] * 1.442695041f;
@@ -420,12 +434,14 @@ __global__ void __launch_bounds__(Tiling<kDim>::kThreads, Tiling<kDim>::kBlocksP
 #pragma unroll
   for (int m = 0; m < Tile::kMmaRows; ++m) {
     for (int half = 0; half < 2; ++half) {
-      running.max[m][half] = -INFINITY;
+      running.max[m][half] = kNoMaximum;
       running.sum[m][half] = 0.0f;
     }
   }
 
-  for (int tiles = plan.Next(); tiles > 0; tiles = plan.Next()) {
+  while (true) {
+    const int tiles = plan.Next();
+    if (tiles == 0) break;
     uint32_t fill = ring;  // slot of the next copy
     uint32_t take = ring;  // slot of the next use
     const auto advance = [&](uint32_t& slot) {
@@ -444,10 +460,17 @@ __global__ void __launch_bounds__(Tiling<kDim>::kThreads, Tiling<kDim>::kBlocksP
       const int first_key = (meta >> 8) * kKeyTile;
       const int groups = (meta >> group_shift) & 15;
       const TileKind kind = KindOf(warp_rows, first_key, groups, p.params.shape);
-      float scores[Tile::kMmaRows][8][4];
-      AsyncCopyWait<1>();
-      __syncthreads();  // the keys are there, and everybody is done with the slot to fill
-      copy(index + 1, false);
+      TileScores<Tile::kMmaRows> scores;
+      if constexpr (Tile::kSlots == 4) {
+        AsyncCopyWait<0>();
+        __syncthreads();
+        copy(index + 1, false);
+        copy(index + 1, true);
+      } else {
+        AsyncCopyWait<1>();
+        __syncthreads();  // the keys are there, and everybody is done with the slot to fill
+        copy(index + 1, false);
+      }
       if (kind != TileKind::kSkip) {
         Scores<T, kDim>(q_at, warp_row, take, scores);
         if (p.params.softcap > 0.0f) CapScores(p.params, scores);
@@ -459,9 +482,11 @@ __global__ void __launch_bounds__(Tiling<kDim>::kThreads, Tiling<kDim>::kBlocksP
         Rescale(keep, out);
       }
       advance(take);
-      AsyncCopyWait<1>();
-      __syncthreads();
-      copy(index + 1, true);
+      if constexpr (Tile::kSlots != 4) {
+        AsyncCopyWait<1>();
+        __syncthreads();
+        copy(index + 1, true);
+      }
       if (kind != TileKind::kSkip) AddValues<T, kDim>(take, scores, out);
       advance(take);
     }

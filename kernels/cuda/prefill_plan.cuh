@@ -69,10 +69,11 @@ class PrefillPlan final {
   }
 
   __device__ int Meta(int index) const { return storage_->words[index]; }
-  // The page that holds the 16 keys of a group.
+  // The page of a tile, or the page of one of its groups of 16 keys.
+  template <bool kSinglePage>
   __device__ int Page(int index, int group) const {
-    return single_ ? storage_->words[kSingle + index]
-                   : storage_->words[kMulti + index * kGroups + group];
+    return kSinglePage ? storage_->words[kSingle + index]
+                       : storage_->words[kMulti + index * kGroups + group];
   }
   __device__ bool single() const { return single_; }
 
