@@ -49,15 +49,15 @@ run: build  ## Serve the embedded model; ARGS="--port 8000 ..." go to `lacuna se
 test: test-unit test-e2e test-sanitize test-fuzz  ## Every test
 
 test-unit: packages-test  ## Release build and its unit tests
-	cmake --preset release -DLACUNA_TESTS=ON
-	cmake --build build/release -j $(JOBS)
-	ctest --test-dir build/release --output-on-failure
+	cmake --preset test
+	cmake --build build/test -j $(JOBS)
+	ctest --test-dir build/test --output-on-failure
 
 test-e2e: packages-test  ## The server as its users see it: real HTTP and gRPC clients
-	cmake --preset release -DLACUNA_TESTS=ON
-	cmake --build build/release -j $(JOBS) --target lacuna
+	cmake --preset test
+	cmake --build build/test -j $(JOBS) --target lacuna
 	cd tests/e2e && npm ci --no-audit --no-fund --silent
-	LACUNA_BIN=$(CURDIR)/build/release/lacuna node --test tests/e2e/*.test.mjs
+	LACUNA_BIN=$(CURDIR)/build/test/lacuna node --test tests/e2e/*.test.mjs
 
 test-sanitize: packages-test  ## Unit tests under ASan+UBSan, the engine loop under TSan
 	cmake --preset dev
@@ -72,18 +72,24 @@ test-fuzz: packages-test  ## Each fuzz target for FUZZ_SECONDS (10) from its cor
 	cmake --build build/fuzz -j $(JOBS) --target fuzzers
 	tests/fuzz/run.sh build/fuzz $${FUZZ_SECONDS:-10}
 
-test-cuda:  ## Needs the CUDA backend, which is not in this version
-	@echo "make test-cuda: this version of Lacuna has no CUDA backend"; exit 2
+# The generation of this machine's GPU: machine code where there are kernels for it, else PTX.
+CUDA_ARCHS = $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | \
+  sed -n '1{s/^9\.0$$/sm_90a/;s/^8\..*/sm_80/;s/^[0-9].*/compute_90/;p}')
+
+test-cuda: packages-test  ## Tests on the GPU of this machine; a skipped one is a failure
+	cmake --preset cuda -DLACUNA_TESTS=ON $(if $(CUDA_ARCHS),-DLACUNA_CUDA_ARCHS=$(CUDA_ARCHS))
+	cmake --build build/cuda -j $(JOBS)
+	LACUNA_REQUIRE_CUDA=1 ctest --test-dir build/cuda -L cuda --output-on-failure
 
 lint: packages-test  ## clang-format and clang-tidy over the tree
 	$(call packages,$(LINT_PACKAGES))
-	git ls-files '*.h' '*.cc' | xargs clang-format --dry-run --Werror
-	cmake --preset release -DLACUNA_TESTS=ON
+	git ls-files '*.h' '*.cc' '*.cu' '*.cuh' | xargs clang-format --dry-run --Werror
+	cmake --preset test
 	# kernels/cpu needs g++'s processor features, which clang-tidy 14 does not know.
 	git ls-files 'kernels/*.cc' 'kvcache/*.cc' 'engine/*.cc' 'server/*.cc' 'bench/*.cc' | \
 	  grep -v '^kernels/cpu/' | \
-	  xargs -P $(JOBS) -n 4 clang-tidy -p build/release --quiet --warnings-as-errors='*'
+	  xargs -P $(JOBS) -n 4 clang-tidy -p build/test --quiet --warnings-as-errors='*'
 
 format:  ## Formats every source file
 	$(call packages,$(LINT_PACKAGES))
-	git ls-files '*.h' '*.cc' | xargs clang-format -i
+	git ls-files '*.h' '*.cc' '*.cu' '*.cuh' | xargs clang-format -i
