@@ -1,8 +1,9 @@
 // Matrix product for few rows (m <= 16) on sm_90: limited by the stream of the weights from memory.
 //
-// One block per SM walks an even share of the weight rows in tiles of up to 64; a ring of bulk
-// copies (one warp issues them) keeps ~100 KB per SM on the way, and starts before the previous
-// kernel has ended: weights never change. Eight warps multiply with mma.m16n8k16, weights as B
+// One block per SM walks an even share of the weight rows in tiles of up to 64; a ring of
+// asynchronous 16-byte copies (bulk copies take ~80 cycles each here, too long for 512-byte pieces)
+// keeps ~100 KB per SM on the way, and starts before the previous kernel has ended: weights never
+// change. Eight warps multiply with mma.m16n8k16, weights as B
 // (8 rows a group), tokens as A. The positions within 32 consecutive k are permuted alike in both,
 // so that a thread reads 16 bytes of its row at once: TileMatmul uses the same order.
 #include <algorithm>
@@ -16,8 +17,9 @@
 namespace lacuna::kernels::cuda {
 namespace {
 
-constexpr int kWarps = 8;  // that multiply; one more copies
-constexpr int kThreads = (kWarps + 1) * 32;
+constexpr int kWarps = 8;      // that multiply
+constexpr int kCopyWarps = 4;  // that copy weights; one more copies x
+constexpr int kThreads = (kWarps + kCopyWarps + 1) * 32;
 constexpr int kGroupRows = 8;
 constexpr int kStagesMax = 12;
 constexpr int kConsumerBarrier = 1;
@@ -37,7 +39,8 @@ struct SkinnyParams final {
   int k;
   int tile_groups;  // most groups of a tile; times the splits of k at most kWarps
   int stages;
-  int prefetch_slots;
+  bool early;
+  int prefetch_chunks;  // asked of L2 beyond the first ring
 };
 
 // The share of one block: groups [begin, begin + count) of 8 weight rows, cut into even tiles.
@@ -69,80 +72,100 @@ struct Ring final {
   }
 };
 
-// The copies of one slot: chunk `it % chunks` of tile `it / chunks`. By a whole warp.
-template <int kChunk>
-struct Producer final {
-  const SkinnyParams& p;
-  const Share& share;
+// Walks the ring as a producer: slots filled so far decide when to wait for the consumers.
+struct Cursor final {
   const Ring& ring;
-  int chunks;
-  int lane;
-  uint64_t policy;
+  int stages;
+  int it = 0;
+  int stage = 0;
+  uint32_t parity = 1;  // of the wait for an empty slot; the first round passes at once
 
-  __device__ int ChunkBytes(int chunk) const { return min(kChunk, p.k - chunk * kChunk) * 2; }
-  __device__ int Rows(int tile) const {
-    return min(share.TileBegin(tile + 1) * kGroupRows, p.n) - share.TileBegin(tile) * kGroupRows;
-  }
-  __device__ const std::byte* Row(int tile, int row, int chunk) const {
-    const int64_t index = share.TileBegin(tile) * kGroupRows + row;
-    return p.weight + (index * p.k + chunk * kChunk) * 2;
-  }
-  __device__ void CopyWeights(int it, int stage) const {
-    const int tile = it / chunks;
-    const int chunk = it % chunks;
-    const int rows = Rows(tile);
-    const int bytes = ChunkBytes(chunk);
-    if (lane == 0) {
-      BarrierArriveExpect(ring.full + stage * 8, static_cast<uint32_t>((rows + p.m) * bytes));
+  __device__ void WaitEmpty() const { BarrierWait(ring.empty + stage * 8, parity); }
+  __device__ void Next() {
+    ++it;
+    if (++stage == stages) {
+      stage = 0;
+      parity ^= 1;
     }
-    __syncwarp();
-    for (int row = lane; row < rows; row += 32) {
-      BulkCopyToShared(ring.slot(stage) + row * kPitch<kChunk>, Row(tile, row, chunk),
-                       static_cast<uint32_t>(bytes), ring.full + stage * 8, policy);
-    }
-  }
-  __device__ void CopyX(int it, int stage) const {
-    const int chunk = it % chunks;
-    if (lane < p.m) {
-      BulkCopyToShared(ring.slot(stage) + ring.x_offset + lane * kPitch<kChunk>,
-                       p.x + lane * p.x_stride_bytes + chunk * kChunk * 2,
-                       static_cast<uint32_t>(ChunkBytes(chunk)), ring.full + stage * 8);
-    }
-  }
-  __device__ void Prefetch(int it) const {
-    const int tile = it / chunks;
-    const int chunk = it % chunks;
-    const int rows = Rows(tile);
-    for (int row = lane; row < rows; row += 32) {
-      asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(Row(tile, row, chunk)),
-                   "r"(ChunkBytes(chunk))
-                   : "memory");
-    }
-  }
-
-  __device__ void Run() const {
-    const int total = share.tiles * chunks;
-    const int first = min(p.stages, total);
-    for (int it = 0; it < first; ++it) CopyWeights(it, it);
-    const int ahead = min(first + p.prefetch_slots, total);
-    for (int it = first; it < ahead; ++it) Prefetch(it);
-    if (first == total) LetNextStart();
-    WaitForPrevious();
-    for (int it = 0; it < first; ++it) CopyX(it, it);
-    int stage = 0;
-    uint32_t parity = 0;
-    for (int it = first; it < total; ++it) {
-      BarrierWait(ring.empty + stage * 8, parity);
-      CopyWeights(it, stage);
-      CopyX(it, stage);
-      if (++stage == p.stages) {
-        stage = 0;
-        parity ^= 1;
-      }
-    }
-    LetNextStart();
   }
 };
+
+// The barrier gets one arrival of this thread when its copies so far have landed.
+__device__ inline void ArriveWhenCopied(uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
+// Weights, by kCopyWarps warps, each a row of a chunk at a time. They are constants: no wait for
+// the previous kernel, and the next one may start when the last copy is on its way.
+template <int kChunk>
+__device__ void CopyWeights(const SkinnyParams& p, const Share& share, const Ring& ring,
+                            int chunks) {
+  const int warp = static_cast<int>(threadIdx.x) / 32 - kWarps;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  Cursor cursor{ring, p.stages};
+  for (int tile = 0; tile < share.tiles; ++tile) {
+    const int first = share.TileBegin(tile) * kGroupRows;
+    const int rows = min(share.TileBegin(tile + 1) * kGroupRows, p.n) - first;
+    for (int chunk = 0; chunk < chunks; ++chunk, cursor.Next()) {
+      cursor.WaitEmpty();
+      const std::byte* from =
+          p.weight + (static_cast<int64_t>(first + warp) * p.k + chunk * kChunk) * 2 + lane * 16;
+      const uint32_t to = ring.slot(cursor.stage) + warp * kPitch<kChunk> + lane * 16;
+      const int units = min(kChunk, p.k - chunk * kChunk) / 8;  // of 16 bytes
+#pragma unroll 8
+      for (int row = warp; row < rows; row += kCopyWarps) {
+        const int step = row - warp;
+#pragma unroll
+        for (int unit = 0; unit < kChunk / 8; unit += 32) {
+          if (unit + lane < units) {
+            AsyncCopy16(to + step * kPitch<kChunk> + unit * 16,
+                        from + static_cast<int64_t>(step) * p.k * 2 + unit * 16);
+          }
+        }
+      }
+      ArriveWhenCopied(ring.full + cursor.stage * 8);
+    }
+  }
+  LetNextStart();
+}
+
+// x, by one warp, after the previous kernel has ended. While it waits, L2 gets what follows the
+// first ring of weights.
+template <int kChunk>
+__device__ void CopyX(const SkinnyParams& p, const Share& share, const Ring& ring, int chunks) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int ahead = min(p.prefetch_chunks, chunks - p.stages);
+  if (ahead > 0) {
+    const int first = share.TileBegin(0) * kGroupRows;
+    const int rows = min(share.TileBegin(1) * kGroupRows, p.n) - first;
+    const int begin = p.stages * kChunk;
+    const int bytes = min(ahead * kChunk, p.k - begin) * 2;
+    for (int row = lane; row < rows; row += 32) {
+      const std::byte* from = p.weight + (static_cast<int64_t>(first + row) * p.k + begin) * 2;
+      asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+    }
+  }
+  WaitForPrevious();
+  Cursor cursor{ring, p.stages};
+  for (int tile = 0; tile < share.tiles; ++tile) {
+    for (int chunk = 0; chunk < chunks; ++chunk, cursor.Next()) {
+      cursor.WaitEmpty();
+      const std::byte* from = p.x + chunk * kChunk * 2 + lane * 16;
+      const uint32_t to = ring.slot(cursor.stage) + ring.x_offset + lane * 16;
+      const int units = min(kChunk, p.k - chunk * kChunk) / 8;
+      for (int row = 0; row < p.m; ++row) {
+#pragma unroll
+        for (int unit = 0; unit < kChunk / 8; unit += 32) {
+          if (unit + lane < units) {
+            AsyncCopy16(to + row * kPitch<kChunk> + unit * 16,
+                        from + row * p.x_stride_bytes + unit * 16);
+          }
+        }
+      }
+      ArriveWhenCopied(ring.full + cursor.stage * 8);
+    }
+  }
+}
 
 __device__ inline void LoadShared16(uint32_t (&out)[4], uint32_t address) {
   asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -257,19 +280,21 @@ __global__ void __launch_bounds__(kThreads, 2) SkinnyKernel(const SkinnyParams p
                   x_offset + (kWide ? 16 : p.m) * kPitch<kChunk>, x_offset};
   if (threadIdx.x == 0) {
     for (int i = 0; i < p.stages; ++i) {
-      BarrierInit(ring.full + i * 8, 1);
+      BarrierInit(ring.full + i * 8, (kCopyWarps + 1) * 32);
       BarrierInit(ring.empty + i * 8, kWarps);
     }
     FenceBarrierInit();
   }
   __syncthreads();
+  if (p.early) LetNextStart();
   const Share share(p);
-  if (threadIdx.x >= kWarps * 32) {
-    Producer<kChunk>{
-        p, share, ring, chunks, static_cast<int>(threadIdx.x) % 32, CreateEvictFirstPolicy()}
-        .Run();
-  } else {
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  if (warp < kWarps) {
     Consume<T, kChunk, kSplits, kWide>(p, share, ring, partials, chunks);
+  } else if (warp < kWarps + kCopyWarps) {
+    CopyWeights<kChunk>(p, share, ring, chunks);
+  } else {
+    CopyX<kChunk>(p, share, ring, chunks);
   }
 }
 
@@ -287,7 +312,7 @@ Status LaunchSkinny(const SkinnyPlan& plan, const SkinnyTuning& tuning) {
   const int x_rows = params.m > 8 ? 16 : params.m;
   const int slot_bytes = (params.tile_groups * kGroupRows + x_rows) * kPitch<kChunk>;
   params.stages = std::clamp(tuning.ring_bytes / slot_bytes, 2, kStagesMax);
-  params.prefetch_slots = tuning.prefetch_bytes / slot_bytes;
+  params.prefetch_chunks = tuning.prefetch_bytes / slot_bytes;
   const int shared_bytes = params.stages * slot_bytes;
   const auto kernel = params.m > 8 ? SkinnyKernel<T, kChunk, kSplits, true>
                                    : SkinnyKernel<T, kChunk, kSplits, false>;
@@ -340,7 +365,8 @@ Status SkinnyMatmul(const MatmulTask& task, int sm_count, bool whole_k, const Sk
                              .k = static_cast<int>(task.k),
                              .tile_groups = tuning.tile_groups,
                              .stages = 0,
-                             .prefetch_slots = 0},
+                             .early = tuning.early,
+                             .prefetch_chunks = 0},
                   .blocks = blocks,
                   .splits = 1,
                   .stream = stream};

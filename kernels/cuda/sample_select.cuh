@@ -1,0 +1,331 @@
+// Finds, without a sort, the last token that a top_k or top_p keeps in a row spread over a team.
+//
+// Tokens are ordered by a 64-bit key: likelier first, then the lower id. A histogram over steps of
+// 1/48 nat below the greatest finds the bin of the cutoff, further ones over key ranges narrow it
+// while it holds too many tokens, and the rest is ranked by comparing all pairs. Masses are
+// integers (2^-42), so sums depend on no order: neither on the team's size nor on the batch.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cuda/sample_team.cuh"
+
+namespace lacuna::kernels::cuda {
+
+constexpr int kBins = 1024;  // two per thread
+constexpr float kBinsPerNat = 48.0f;
+constexpr int kCandidatesMax = 640;
+constexpr int kMassBits = 42;  // vocabularies up to 2^21 do not overflow
+constexpr uint64_t kLastKey = ~uint64_t{0};
+
+struct Candidate final {
+  uint64_t key;
+  uint64_t mass;
+};
+
+struct Pick final {
+  uint64_t mass_before;
+  uint64_t key;
+  uint32_t count_before;
+  uint32_t count;
+  int bin;
+};
+
+struct SelectScratch final {
+  TeamScratch team;
+  Pick pick;
+  Pick found;
+  int cursor;
+  uint32_t count[kBins];  // this block's histogram; the mass in two halves
+  uint32_t mass_low[kBins];
+  uint32_t mass_high[kBins];
+  uint32_t team_count[kBins];  // the team's
+  uint64_t team_mass[kBins];
+  Candidate list[kCandidatesMax];
+};
+
+// Ascending keys: likelier first, then the lower id. -0 and 0 are equal.
+__device__ inline uint64_t KeyOf(float value, int token) {
+  const uint32_t bits = __float_as_uint(value + 0.0f);
+  const uint32_t ascending = (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
+  return static_cast<uint64_t>(~ascending) << 32 | static_cast<uint32_t>(token);
+}
+__device__ inline float ValueOf(uint64_t key) {
+  const uint32_t ascending = ~static_cast<uint32_t>(key >> 32);
+  return __uint_as_float((ascending & 0x80000000u) != 0 ? ascending & 0x7fffffffu : ~ascending);
+}
+__device__ inline int TokenOf(uint64_t key) { return static_cast<int>(static_cast<uint32_t>(key)); }
+
+// exp(value) for value <= 0.
+__device__ inline uint64_t MassOf(float value) {
+  return __float2ull_rz(expf(value) * static_cast<float>(uint64_t{1} << kMassBits));
+}
+
+// This block's part of a row: values of the tokens [first, first + count).
+struct Slice final {
+  float* values;
+  int first;
+  int count;
+};
+
+// Which tokens take part, and their masses.
+struct Domain final {
+  float origin;      // the greatest value
+  bool with_barred;  // tokens of -inf too; masses are not wanted then
+  __device__ bool Has(float value) const { return with_barred || value != -INFINITY; }
+  __device__ int Bin(float value) const {
+    return static_cast<int>(fminf((origin - value) * kBinsPerNat, static_cast<float>(kBins - 1)));
+  }
+  __device__ uint64_t Mass(float value) const { return with_barred ? 0 : MassOf(value); }
+};
+
+template <bool kCluster>
+class Selector final {
+ public:
+  __device__ Selector(const Team<kCluster>& team, SelectScratch& scratch, const Slice& slice,
+                      const Domain& domain, int& turn)
+      : team_(team), s_(scratch), slice_(slice), domain_(domain), turn_(turn) {}
+
+  // Counts and masses of all bins; `count` and `mass` get the totals.
+  __device__ void Totals(uint32_t& count, uint64_t& mass) {
+    BuildCoarse();
+    (void)Find(0, 0, count, mass);
+  }
+  // The first token at which `rank` tokens (if > 0), else at least `mass`, are reached; its key and
+  // the mass up to and with it. After Totals.
+  __device__ Pick Select(uint32_t rank, uint64_t mass) {
+    uint32_t all_count;
+    uint64_t all_mass;
+    if (!coarse_) BuildCoarse();
+    Pick pick = Find(rank, mass, all_count, all_mass);
+    if (pick.count > kCandidatesMax) {
+      bin_ = pick.bin;
+      BoundBin();
+      while (pick.count > kCandidatesMax) {
+        const int bits = 64 - __clzll(static_cast<long long>(high_ - low_));
+        shift_ = max(0, bits - 10);
+        BuildFine();
+        const Pick inner = Find(rank > 0 ? rank - pick.count_before : 0, mass - pick.mass_before,
+                                all_count, all_mass);
+        pick.count_before += inner.count_before;
+        pick.mass_before += inner.mass_before;
+        pick.count = inner.count;
+        pick.bin = inner.bin;
+        low_ += static_cast<uint64_t>(inner.bin) << shift_;
+        high_ = min(high_, low_ + ((uint64_t{1} << shift_) - 1));
+      }
+    }
+    Collect(pick);
+    Rank(pick, rank, mass);
+    return s_.found;
+  }
+
+ private:
+  __device__ bool InRange(float value, uint64_t key) const {
+    return domain_.Has(value) && domain_.Bin(value) == bin_ && key >= low_ && key <= high_;
+  }
+  __device__ void Clear() {
+    __syncthreads();
+    for (int i = static_cast<int>(threadIdx.x); i < kBins; i += kSampleThreads) {
+      s_.count[i] = 0;
+      s_.mass_low[i] = 0;
+      s_.mass_high[i] = 0;
+    }
+    __syncthreads();
+  }
+  __device__ void Add(int bin, uint32_t count, uint64_t mass) {
+    atomicAdd(&s_.count[bin], count);
+    const auto low = static_cast<uint32_t>(mass);
+    if (mass == 0) return;
+    const uint32_t before = atomicAdd(&s_.mass_low[bin], low);
+    const uint32_t high = static_cast<uint32_t>(mass >> 32) + (before + low < before ? 1 : 0);
+    if (high != 0) atomicAdd(&s_.mass_high[bin], high);
+  }
+
+  __device__ void BuildCoarse() {
+    Clear();
+    uint64_t last_count = 0;  // many tokens share the last bin: not one by one
+    uint64_t last_mass = 0;
+    for (int i = static_cast<int>(threadIdx.x); i < slice_.count; i += kSampleThreads) {
+      const float value = slice_.values[i];
+      if (!domain_.Has(value)) continue;
+      const int bin = domain_.Bin(value);
+      if (bin < kBins - 1) {
+        Add(bin, 1, domain_.Mass(value));
+      } else {
+        ++last_count;
+        last_mass += domain_.Mass(value);
+      }
+    }
+    last_count = WarpSum(last_count);
+    last_mass = WarpSum(last_mass);
+    if (threadIdx.x % 32 == 0 && last_count > 0) {
+      Add(kBins - 1, static_cast<uint32_t>(last_count), last_mass);
+    }
+    Merge();
+    coarse_ = true;
+    low_ = 0;
+    high_ = kLastKey;
+  }
+  __device__ void BuildFine() {
+    Clear();
+    for (int i = static_cast<int>(threadIdx.x); i < slice_.count; i += kSampleThreads) {
+      const float value = slice_.values[i];
+      const uint64_t key = KeyOf(value, slice_.first + i);
+      if (!InRange(value, key)) continue;
+      Add(static_cast<int>((key - low_) >> shift_), 1, domain_.Mass(value));
+    }
+    Merge();
+    coarse_ = false;
+  }
+  // The least and greatest key of the bin.
+  __device__ void BoundBin() {
+    uint64_t least = kLastKey;
+    uint64_t greatest = 0;
+    for (int i = static_cast<int>(threadIdx.x); i < slice_.count; i += kSampleThreads) {
+      const float value = slice_.values[i];
+      if (!domain_.Has(value) || domain_.Bin(value) != bin_) continue;
+      const uint64_t key = KeyOf(value, slice_.first + i);
+      least = min(least, key);
+      greatest = max(greatest, key);
+    }
+    TeamMinMax(team_, s_.team, turn_, least, greatest);
+    low_ = least;
+    high_ = greatest;
+  }
+
+  // Adds up the blocks' histograms: each block some bins, for all.
+  __device__ void Merge() {
+    team_.Barrier();
+    const int share = kBins / team_.size;
+    for (int i = static_cast<int>(threadIdx.x); i < share; i += kSampleThreads) {
+      const int bin = team_.rank * share + i;
+      uint32_t count = 0;
+      uint64_t mass = 0;
+      for (int r = 0; r < team_.size; ++r) {
+        count += *team_.Remote(&s_.count[bin], r);
+        mass += (static_cast<uint64_t>(*team_.Remote(&s_.mass_high[bin], r)) << 32) +
+                *team_.Remote(&s_.mass_low[bin], r);
+      }
+      for (int r = 0; r < team_.size; ++r) {
+        *team_.Remote(&s_.team_count[bin], r) = count;
+        *team_.Remote(&s_.team_mass[bin], r) = mass;
+      }
+    }
+    team_.Barrier();
+  }
+
+  // The bin in which `rank` tokens (if > 0), else `wanted` mass, are reached.
+  __device__ Pick Find(uint32_t rank, uint64_t wanted, uint32_t& all_count, uint64_t& all_mass) {
+    const int bin = static_cast<int>(threadIdx.x) * 2;
+    const int warp = static_cast<int>(threadIdx.x) / 32;
+    const uint32_t counts[2] = {s_.team_count[bin], s_.team_count[bin + 1]};
+    const uint64_t masses[2] = {s_.team_mass[bin], s_.team_mass[bin + 1]};
+    const uint64_t count_here = uint64_t{counts[0]} + counts[1];
+    const uint64_t mass_here = masses[0] + masses[1];
+    uint64_t count = WarpPrefix(count_here);
+    uint64_t mass = WarpPrefix(mass_here);
+    __syncthreads();
+    if (threadIdx.x % 32 == 31) {
+      s_.team.warps[0][warp] = count;
+      s_.team.warps[1][warp] = mass;
+    }
+    __syncthreads();
+    count -= count_here;
+    mass -= mass_here;
+    uint64_t total_count = 0;
+    all_mass = 0;
+    for (int i = 0; i < kSampleWarps; ++i) {
+      if (i < warp) {
+        count += s_.team.warps[0][i];
+        mass += s_.team.warps[1][i];
+      }
+      total_count += s_.team.warps[0][i];
+      all_mass += s_.team.warps[1][i];
+    }
+    all_count = static_cast<uint32_t>(total_count);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const bool here = rank > 0 ? count < rank && rank <= count + counts[j]
+                                 : mass < wanted && wanted <= mass + masses[j];
+      if (here) {
+        s_.pick = {mass, 0, static_cast<uint32_t>(count), counts[j], bin + j};
+      }
+      count += counts[j];
+      mass += masses[j];
+    }
+    __syncthreads();
+    return s_.pick;
+  }
+
+  // The tokens of the picked bin to the lists of all blocks.
+  __device__ void Collect(const Pick& pick) {
+    if (coarse_) bin_ = pick.bin;
+    if (threadIdx.x == 0) {
+      int before = 0;
+      for (int r = 0; r < team_.rank; ++r) {
+        before += static_cast<int>(*team_.Remote(&s_.count[pick.bin], r));
+      }
+      s_.cursor = before;
+    }
+    __syncthreads();
+    for (int i = static_cast<int>(threadIdx.x); i < slice_.count; i += kSampleThreads) {
+      const float value = slice_.values[i];
+      const uint64_t key = KeyOf(value, slice_.first + i);
+      if (!InRange(value, key)) continue;
+      const int at = atomicAdd(&s_.cursor, 1);
+      const Candidate candidate{key, domain_.Mass(value)};
+      for (int r = 0; r < team_.size; ++r) *team_.Remote(&s_.list[at], r) = candidate;
+    }
+    team_.Barrier();
+  }
+
+  // Each block ranks its share of the list; the one that holds the cutoff tells all.
+  __device__ void Rank(const Pick& pick, uint32_t rank, uint64_t wanted) {
+    constexpr int kHelpers = 4;  // threads for one token
+    const int count = static_cast<int>(pick.count);
+    const int begin = count * team_.rank / team_.size;
+    const int end = count * (team_.rank + 1) / team_.size;
+    const int helper = static_cast<int>(threadIdx.x) % kHelpers;
+    for (int base = begin; base < end; base += kSampleThreads / kHelpers) {
+      const int i = base + static_cast<int>(threadIdx.x) / kHelpers;
+      const Candidate mine = i < end ? s_.list[i] : Candidate{0, 0};
+      uint32_t tokens = 0;
+      uint64_t mass = 0;
+      for (int j = helper; j < count; j += kHelpers) {
+        const Candidate other = s_.list[j];
+        if (other.key < mine.key) {
+          ++tokens;
+          mass += other.mass;
+        }
+      }
+#pragma unroll
+      for (int step = 1; step < kHelpers; step *= 2) {
+        tokens += __shfl_xor_sync(~0u, tokens, step);
+        mass += __shfl_xor_sync(~0u, mass, step);
+      }
+      tokens += pick.count_before;
+      mass += pick.mass_before;
+      const bool here = rank > 0 ? tokens + 1 == rank : mass < wanted && wanted <= mass + mine.mass;
+      if (i < end && here && helper == 0) {
+        for (int r = 0; r < team_.size; ++r) {
+          *team_.Remote(&s_.found, r) = {mass + mine.mass, mine.key, tokens, 1, 0};
+        }
+      }
+    }
+    team_.Barrier();
+  }
+
+  const Team<kCluster>& team_;
+  SelectScratch& s_;
+  const Slice& slice_;
+  Domain domain_;
+  int& turn_;
+  bool coarse_ = false;
+  int bin_ = 0;
+  int shift_ = 0;
+  uint64_t low_ = 0;
+  uint64_t high_ = kLastKey;
+};
+
+}  // namespace lacuna::kernels::cuda
