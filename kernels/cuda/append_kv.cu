@@ -54,11 +54,12 @@ struct Place final {
 };
 
 __device__ Place PlaceOf(const Params& params, int token) {
-  const int slot = params.slots == nullptr ? -1 : params.slots[token];
+  if (params.slots == nullptr) return {};
+  const int slot = params.slots[token];
+  const int next = token + 1 < params.tokens ? params.slots[token + 1] : -1;
   if (slot < 0) return {};
   Place place{slot / params.page_tokens, slot % params.page_tokens, 0};
-  const bool last = token + 1 == params.tokens || params.slots[token + 1] != slot + 1 ||
-                    place.row + 1 == params.page_tokens;
+  const bool last = next != slot + 1 || place.row + 1 == params.page_tokens;
   const int first = token - place.row;  // the token of the page's row 0, if it is in this call
   if (last && first >= 0 && params.slots[first] == slot - place.row) {
     place.clear_end = params.page_tokens;
@@ -132,15 +133,34 @@ __device__ float SumOverLanes(float value) {
   return value;
 }
 
-template <int kLanes>
-__device__ void NormLanes(const float* weight, float eps, int head_dim, const Chunks& chunks,
-                          bool present, float (&a)[kVector], float (&b)[kVector]) {
-  float sum = 0.0f;
+// 1 / rms of each of a thread's heads; 1 for those without a norm.
+template <int kLanes, int kHeads, typename T>
+__device__ void InverseNorms(const Params& params, const bool (&normed)[kHeads],
+                             const Pack<T> (&a)[kHeads], const Pack<T> (&b)[kHeads],
+                             float (&inverse)[kHeads]) {
+  float sums[kHeads];
 #pragma unroll
-  for (int i = 0; i < kVector; ++i) sum = fmaf(a[i], a[i], fmaf(b[i], b[i], sum));
-  sum = SumOverLanes<kLanes>(present ? sum : 0.0f);
-  if (!present) return;
-  const float inverse = 1.0f / sqrtf(sum / static_cast<float>(head_dim) + eps);
+  for (int i = 0; i < kHeads; ++i) {
+    float values_a[kVector];
+    float values_b[kVector];
+    Unpack(a[i], values_a);
+    Unpack(b[i], values_b);
+    sums[i] = 0.0f;
+#pragma unroll
+    for (int j = 0; j < kVector; ++j) {
+      sums[i] = fmaf(values_a[j], values_a[j], fmaf(values_b[j], values_b[j], sums[i]));
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kHeads; ++i) {
+    const float sum = SumOverLanes<kLanes>(sums[i]);
+    const float mean = sum / static_cast<float>(params.head_dim);
+    inverse[i] = normed[i] ? 1.0f / sqrtf(mean + params.eps) : 1.0f;
+  }
+}
+
+__device__ void Scale(const float* weight, const Chunks& chunks, float inverse, float (&a)[kVector],
+                      float (&b)[kVector]) {
   float weight_a[kVector];
   float weight_b[kVector];
   LoadVector<true>(weight + chunks.a, kVector, weight_a);
@@ -185,23 +205,36 @@ __device__ void WriteLanes(const Params& params, const Place& place, Head head,
   }
 }
 
-// blockIdx.x is the token. A group of lanes takes kHeads heads at a time, so that their loads are
-// in flight together and share the cosines.
-template <typename T, int kLanes, int kHeads, bool kInterleaved>
+template <bool kInterleaved>
+__device__ void LoadTurns(const Params& params, const Chunks& chunks, int lane, int64_t position,
+                          float (&cosines)[kVector], float (&sines)[kVector]) {
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) {
+    cosines[i] = nanf("");
+    sines[i] = 0.0f;
+  }
+  if (!chunks.turns || position < 0 || position >= params.positions_max) return;
+  const float* const row = params.cos_sin + position * params.cos_sin_stride + kVector * lane;
+  LoadVector<true>(row, kVector, cosines);
+  LoadVector<true>(row + params.rotary_dim / 2, kVector, sines);
+}
+
+// blockIdx.x is the token. A group of lanes takes kHeads heads at a time, whose loads are in flight
+// together, and before those of slots and positions, which wait for each other.
+template <typename T, int kLanes, int kHeads, bool kInterleaved, bool kNorm>
 __global__ void __launch_bounds__(kThreads) RopeAppendKernel(const Params params) {
-  WaitForPrevious();
-  LetNextStart();
   constexpr int kGroups = kThreads / kLanes;
   const int token = static_cast<int>(blockIdx.x);
   const int lane = static_cast<int>(threadIdx.x) % kLanes;
   const Chunks chunks = ChunksOf<kInterleaved>(params, lane);
   const bool present = chunks.b < params.head_dim;  // lanes are a power of two, head_dim is not
-  const Place place = PlaceOf(params, token);
   const int heads = params.q_heads + 2 * params.kv_heads;
   const int first =
       static_cast<int>(blockIdx.y) * kGroups * kHeads + static_cast<int>(threadIdx.x) / kLanes;
-  Pack<T> packed_a[kHeads];
-  Pack<T> packed_b[kHeads];
+  WaitForPrevious();
+  LetNextStart();
+  Pack<T> packed_a[kHeads] = {};
+  Pack<T> packed_b[kHeads] = {};
 #pragma unroll
   for (int i = 0; i < kHeads; ++i) {
     const int head = first + i * kGroups;
@@ -210,33 +243,33 @@ __global__ void __launch_bounds__(kThreads) RopeAppendKernel(const Params params
     packed_a[i] = *reinterpret_cast<const Pack<T>*>(from + chunks.a);
     packed_b[i] = *reinterpret_cast<const Pack<T>*>(from + chunks.b);
   }
-  float cosines[kVector] = {};
-  float sines[kVector] = {};
-  if (chunks.turns) {
-    const int64_t position = params.positions[token];
-    if (position >= 0 && position < params.positions_max) {
-      const float* const row = params.cos_sin + position * params.cos_sin_stride + kVector * lane;
-      LoadVector<true>(row, kVector, cosines);
-      LoadVector<true>(row + params.rotary_dim / 2, kVector, sines);
-    } else {
+  const int64_t position = params.rotary_dim > 0 ? params.positions[token] : 0;
+  const Place place = PlaceOf(params, token);
+  float cosines[kVector];
+  float sines[kVector];
+  LoadTurns<kInterleaved>(params, chunks, lane, position, cosines, sines);
+  [[maybe_unused]] float inverse[kHeads];
+  if constexpr (kNorm) {
+    bool normed[kHeads];
 #pragma unroll
-      for (float& value : cosines) value = nanf("");
+    for (int i = 0; i < kHeads; ++i) {
+      normed[i] = NormOf(params, HeadOf(params, first + i * kGroups)) != nullptr;
     }
+    InverseNorms<kLanes>(params, normed, packed_a, packed_b, inverse);
   }
 #pragma unroll
   for (int i = 0; i < kHeads; ++i) {
     const int index = first + i * kGroups;
-    if (index >= heads) break;
+    if (index >= heads || !present) break;
     const Head head = HeadOf(params, index);
-    const float* const norm = NormOf(params, head);
     float a[kVector];
     float b[kVector];
     Unpack(packed_a[i], a);
     Unpack(packed_b[i], b);
-    if (norm != nullptr) {
-      NormLanes<kLanes>(norm, params.eps, params.head_dim, chunks, present, a, b);
+    if constexpr (kNorm) {
+      const float* const weight = NormOf(params, head);
+      if (weight != nullptr) Scale(weight, chunks, inverse[i], a, b);
     }
-    if (!present) continue;
     if (chunks.turns && head.kind != Kind::kV) TurnLanes<kInterleaved>(cosines, sines, a, b);
     if (head.kind == Kind::kQ) {
       T* const to = Source<T>(params, token, head);
@@ -334,10 +367,14 @@ Status LaunchVectors(const Params& params, cudaStream_t stream) {
                   dim3(kThreads), 0, stream, params);
   };
   // Few tokens: as many blocks as possible; many: as many loads in flight as possible.
-  constexpr int kHeadsTogether = 3;
-  if (params.tokens <= 256) return launch(RopeAppendKernel<T, kLanes, 1, kInterleaved>, kGroups);
-  return launch(RopeAppendKernel<T, kLanes, kHeadsTogether, kInterleaved>,
-                kGroups * kHeadsTogether);
+  constexpr int kTogether = 3;
+  return WithBool(params.q_norm != nullptr || params.k_norm != nullptr, [&](auto tag) {
+    constexpr bool kNorm = decltype(tag)::value;
+    if (params.tokens <= 256) {
+      return launch(RopeAppendKernel<T, kLanes, 1, kInterleaved, kNorm>, kGroups);
+    }
+    return launch(RopeAppendKernel<T, kLanes, kTogether, kInterleaved, kNorm>, kGroups * kTogether);
+  });
 }
 
 template <typename T>

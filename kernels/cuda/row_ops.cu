@@ -15,6 +15,7 @@ namespace lacuna::kernels::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kLongVectors = 2048;  // RmsNorm: the longest row, whose weight fills 64 KB
 
 // A [rows, columns] view whose columns are contiguous.
 template <typename T>
@@ -146,12 +147,12 @@ __device__ float WarpSum(float value) {
   return value;
 }
 
-// The sum over the threads of a row: a warp's, or the whole block's.
+// The sum over the threads of a row: a warp's, or the whole block's. `parts` [32] is not written
+// again before every thread has passed the barrier of another sum.
 template <bool kBlockPerRow>
-__device__ float RowSum(float value) {
+__device__ float RowSum(float value, float* parts) {
   value = WarpSum(value);
   if constexpr (kBlockPerRow) {
-    __shared__ float parts[32];
     if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = value;
     __syncthreads();
     const int warps = static_cast<int>(blockDim.x) / 32;
@@ -160,87 +161,136 @@ __device__ float RowSum(float value) {
   return value;
 }
 
-// One row (of one head) to a block, or to a warp when it is short; a thread holds kVectors times
-// eight of its elements. The weight is a constant: it is fetched while the previous kernel ends,
-// where there are registers for it.
-template <typename X, typename Out, bool kAligned, bool kBlockPerRow, int kVectors>
-__global__ void __launch_bounds__(kThreads* kVectors)
-    RmsNormKernel(const NormParams<X, Out> params) {
-  const int threads = kBlockPerRow ? static_cast<int>(blockDim.x) : 32;
-  const int thread = static_cast<int>(threadIdx.x) % threads;
-  const int64_t index = kBlockPerRow ? static_cast<int64_t>(blockIdx.x)
-                                     : static_cast<int64_t>(blockIdx.x) * (kThreads / 32) +
-                                           static_cast<int64_t>(threadIdx.x / 32);
-  constexpr bool kPrefetch = kVectors <= 2;
-  float weight[kVectors][kVector];
-  const auto load_weight = [&](int i) {
-    const int column = (i * threads + thread) * kVector;
-    if (column < params.dim) {
-      LoadVector<kAligned>(params.weight + column, params.dim - column, weight[i]);
-    }
-  };
-  if constexpr (kPrefetch) {
-#pragma unroll
-    for (int i = 0; i < kVectors; ++i) load_weight(i);
-  }
-  WaitForPrevious();
-  LetNextStart();
-  if (index >= params.rows) return;  // a whole warp
+// What a thread holds of a row as it lies in memory: kVectors times eight elements.
+template <typename X, bool kAligned, int kVectors>
+struct RowPart final {
+  std::conditional_t<kAligned, Pack<X>, float[kVector]> vectors[kVectors];
 
-  const int64_t row = index / params.heads;
-  const int64_t first = index % params.heads * params.dim;
-  float x[kVectors][kVector];
-  float sum = 0.0f;
+  template <typename Params>
+  __device__ void Load(const Params& params, int64_t index, int thread, int threads) {
+    const int64_t row = index / params.heads;
+    const int64_t first = index % params.heads * params.dim;
 #pragma unroll
-  for (int i = 0; i < kVectors; ++i) {
-    const int column = (i * threads + thread) * kVector;
-    if (column < params.dim) {
-      LoadVector<kAligned>(params.x.at(row, first + column), params.dim - column, x[i]);
+    for (int i = 0; i < kVectors; ++i) {
+      const int column = (i * threads + thread) * kVector;
+      if (column >= params.dim) continue;
+      const X* const from = params.x.at(row, first + column);
+      if constexpr (kAligned) {
+        vectors[i] = *reinterpret_cast<const Pack<X>*>(from);
+      } else {
+        LoadVector<false>(from, params.dim - column, vectors[i]);
+      }
+    }
+  }
+  __device__ void Get(int i, float (&to)[kVector]) const {
+    if constexpr (kAligned) {
+      Unpack(vectors[i], to);
     } else {
 #pragma unroll
-      for (float& value : x[i]) value = 0.0f;
+      for (int j = 0; j < kVector; ++j) to[j] = vectors[i][j];
     }
   }
-#pragma unroll
-  for (int i = 0; i < kVectors; ++i) {
-#pragma unroll
-    for (int j = 0; j < kVector; ++j) sum = fmaf(x[i][j], x[i][j], sum);
+};
+
+// Rows (of one head each) to blocks, or to warps when they are short; with many rows a block takes
+// several, and fetches the next one while it works on one. The weight is a constant: it is fetched
+// while the previous kernel ends, and lies in shared memory.
+template <typename X, typename Out, bool kAligned, bool kBlockPerRow, int kVectors>
+__global__ void __launch_bounds__(kThreads* std::min(kVectors, 2))
+    RmsNormKernel(const NormParams<X, Out> params) {
+  extern __shared__ float4 shared[];
+  __shared__ float parts[2][32];
+  float* const weight = reinterpret_cast<float*>(shared);
+  for (int i = static_cast<int>(threadIdx.x); i < params.dim; i += static_cast<int>(blockDim.x)) {
+    weight[i] = params.weight[i];
   }
-  sum = RowSum<kBlockPerRow>(sum);
-  const float inverse = 1.0f / sqrtf(sum / static_cast<float>(params.dim) + params.eps);
+  if constexpr (!kBlockPerRow) __syncthreads();  // else RowSum's barrier
+  WaitForPrevious();
+  LetNextStart();
+
+  const int threads = kBlockPerRow ? static_cast<int>(blockDim.x) : 32;
+  const int thread = static_cast<int>(threadIdx.x) % threads;
+  const int teams = kBlockPerRow ? 1 : kThreads / 32;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * teams;
+  int64_t index = static_cast<int64_t>(blockIdx.x) * teams +
+                  (kBlockPerRow ? 0 : static_cast<int64_t>(threadIdx.x / 32));
+  RowPart<X, kAligned, kVectors> next;
+  if (index < params.rows) next.Load(params, index, thread, threads);
+  for (int parity = 0; index < params.rows; index += step, parity ^= 1) {
+    const RowPart<X, kAligned, kVectors> x = next;
+    if (index + step < params.rows) next.Load(params, index + step, thread, threads);
+    float sum = 0.0f;
 #pragma unroll
-  for (int i = 0; i < kVectors; ++i) {
-    const int column = (i * threads + thread) * kVector;
-    if (column >= params.dim) continue;
-    if constexpr (!kPrefetch) load_weight(i);
-    Out* const to = params.out.at(row, first + column);
-    float out[kVector] = {};
-    if (params.accumulate) LoadVector<kAligned>(to, params.dim - column, out);
+    for (int i = 0; i < kVectors; ++i) {
+      if ((i * threads + thread) * kVector >= params.dim) continue;
+      float values[kVector];
+      x.Get(i, values);
 #pragma unroll
-    for (int j = 0; j < kVector; ++j) out[j] += x[i][j] * inverse * weight[i][j];
-    StoreVector<kAligned>(to, params.dim - column, out);
+      for (int j = 0; j < kVector; ++j) sum = fmaf(values[j], values[j], sum);
+    }
+    sum = RowSum<kBlockPerRow>(sum, parts[parity]);
+    const float inverse = 1.0f / sqrtf(sum / static_cast<float>(params.dim) + params.eps);
+    const int64_t first = index % params.heads * params.dim;
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      const int column = (i * threads + thread) * kVector;
+      if (column >= params.dim) continue;
+      const int count = params.dim - column;
+      Out* const to = params.out.at(index / params.heads, first + column);
+      float values[kVector];
+      float factors[kVector];
+      float out[kVector] = {};
+      x.Get(i, values);
+      LoadVector<kAligned>(weight + column, count, factors);
+      if (params.accumulate) LoadVector<kAligned>(to, count, out);
+#pragma unroll
+      for (int j = 0; j < kVector; ++j) out[j] += values[j] * inverse * factors[j];
+      StoreVector<kAligned>(to, count, out);
+    }
   }
+}
+
+// As many blocks as run at once; fewer when there are fewer rows.
+template <typename Kernel>
+Result<int64_t> BlocksFor(Kernel kernel, int64_t blocks, int threads, size_t shared_bytes) {
+  constexpr int64_t kAlwaysResident = 108;  // one to each SM of the smallest device with pages
+  if (blocks <= kAlwaysResident) return blocks;
+  int device = 0;
+  int sms = 0;
+  int per_sm = 0;
+  LACUNA_CUDA_RETURN_IF_ERROR(cudaGetDevice(&device));
+  LACUNA_CUDA_RETURN_IF_ERROR(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device));
+  LACUNA_CUDA_RETURN_IF_ERROR(
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, kernel, threads, shared_bytes));
+  return std::min<int64_t>(blocks, int64_t{sms} * std::max(per_sm, 1));
 }
 
 // How a row is spread over threads: a function of its length alone, for the same bits in any batch.
 template <typename X, typename Out, bool kAligned>
 Status LaunchRmsNorm(const NormParams<X, Out>& params, cudaStream_t stream) {
-  const auto launch = [&](auto block_per_row, auto vectors) {
+  const auto launch = [&](auto block_per_row, auto vectors) -> Status {
     constexpr bool kBlockPerRow = decltype(block_per_row)::value;
     constexpr int kVectors = decltype(vectors)::value;
+    const auto kernel = RmsNormKernel<X, Out, kAligned, kBlockPerRow, kVectors>;
     const int64_t per_block = kBlockPerRow ? 1 : kThreads / 32;
-    const int64_t threads =
-        kBlockPerRow ? RoundUp(CeilDiv(params.dim, kVectors * kVector), 32) : kThreads;
-    return Launch(RmsNormKernel<X, Out, kAligned, kBlockPerRow, kVectors>,
-                  dim3(static_cast<unsigned>(CeilDiv(params.rows, per_block))),
-                  dim3(static_cast<unsigned>(threads)), 0, stream, params);
+    const auto threads = static_cast<int>(
+        kBlockPerRow ? RoundUp(CeilDiv(params.dim, kVectors * kVector), 32) : kThreads);
+    const size_t shared_bytes = static_cast<size_t>(params.dim) * sizeof(float);
+    if (shared_bytes > 48 << 10) {
+      LACUNA_CUDA_RETURN_IF_ERROR(cudaFuncSetAttribute(
+          kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
+    }
+    LACUNA_ASSIGN_OR_RETURN(const int64_t blocks, BlocksFor(kernel, CeilDiv(params.rows, per_block),
+                                                            threads, shared_bytes));
+    return Launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads)),
+                  shared_bytes, stream, params);
   };
   const int vectors = (params.dim + kVector - 1) / kVector;
   if (vectors <= 32) return launch(std::false_type{}, std::integral_constant<int, 1>{});
   if (vectors <= 256) return launch(std::true_type{}, std::integral_constant<int, 1>{});
   if (vectors <= 1024) return launch(std::true_type{}, std::integral_constant<int, 2>{});
-  if (vectors <= 4096) return launch(std::true_type{}, std::integral_constant<int, 4>{});
-  return InvalidArgument("RmsNorm: x: need rows of at most 32768 on this device");
+  if (vectors <= kLongVectors) return launch(std::true_type{}, std::integral_constant<int, 4>{});
+  return InvalidArgument("RmsNorm: x: need rows of at most 16384 on this device");
 }
 
 template <typename X, typename Out>
@@ -256,9 +306,7 @@ Status RmsNormTyped(const RmsNormArgs& args, cudaStream_t stream) {
                                   .dim = static_cast<int>(dim),
                                   .eps = args.eps,
                                   .accumulate = args.accumulate};
-  const bool aligned =
-      VectorAligned(args.x) && VectorAligned(args.out) && VectorAligned(args.weight);
-  return WithBool(aligned, [&](auto tag) {
+  return WithBool(VectorAligned(args.x) && VectorAligned(args.out), [&](auto tag) {
     return LaunchRmsNorm<X, Out, decltype(tag)::value>(params, stream);
   });
 }

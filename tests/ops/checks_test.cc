@@ -211,6 +211,69 @@ TEST(Checks, AppendKv) {
              {"AppendKv: pool: need at least", [](auto& a) { a.pool.kv_heads = 0; }}});
 }
 
+TEST(Checks, RopeAppend) {
+  RopeAppendArgs good{};
+  good.q = Act({3, 4, 16});
+  good.k = Act({3, 2, 16});
+  good.v = Act({3, 2, 16});
+  good.positions = Ints(3);
+  good.cos_sin = F32({16, 8});
+  good.slots = Ints(3);
+  good.pool = GoodPool();
+  ExpectRefused<RopeAppendArgs>(good,
+                                {{"RopeAppend: q",
+                                  [](auto& a) {
+                                    a.q = Act({3, 4, 8});
+                                  }},
+                                 {"RopeAppend: k",
+                                  [](auto& a) {
+                                    a.k = Act({3, 4, 16});
+                                  }},
+                                 {"RopeAppend: v",
+                                  [](auto& a) {
+                                    a.v = Act({2, 2, 16});
+                                  }},
+                                 {"RopeAppend: q_norm", [](auto& a) { a.q_norm = F32({8}); }},
+                                 {"RopeAppend: k_norm", [](auto& a) { a.k_norm = Act({16}); }},
+                                 {"RopeAppend: norm_eps", [](auto& a) { a.norm_eps = kNan; }},
+                                 {"RopeAppend: positions", [](auto& a) { a.positions = Ints(2); }},
+                                 {"RopeAppend: cos_sin",
+                                  [](auto& a) {
+                                    a.cos_sin = F32({16, 18});
+                                  }},
+                                 {"RopeAppend: cos_sin",
+                                  [](auto& a) {
+                                    a.cos_sin = F32({16, 3});
+                                  }},
+                                 {"RopeAppend: slots", [](auto& a) { a.slots = F32({3}); }},
+                                 {"RopeAppend: pool", [](auto& a) { a.pool.page_tokens = 32; }}});
+  good.q_norm = F32({16});
+  good.k_norm = F32({16});
+  EXPECT_EQ(Check(good, DType::kBF16), OkStatus());
+}
+
+TEST(Checks, Sample) {
+  static const SampleRow kRows[3] = {};
+  static SampleResult results[3];
+  static int32_t tokens[3];
+  SampleArgs good{};
+  good.logits = F32({3, 100});
+  good.rows = kRows;
+  good.results = results;
+  good.tokens = tokens;
+  ExpectRefused<SampleArgs>(good, {{"Sample: logits",
+                                    [](auto& a) {
+                                      a.logits = Act({3, 100});
+                                    }},
+                                   {"Sample: logits",
+                                    [](auto& a) {
+                                      a.logits = F32({3, 0});
+                                    }},
+                                   {"Sample: rows", [](auto& a) { a.rows = nullptr; }},
+                                   {"Sample: results", [](auto& a) { a.results = nullptr; }},
+                                   {"Sample: results", [](auto& a) { a.tokens = nullptr; }}});
+}
+
 TEST(Checks, Attention) {
   static constexpr int64_t kOffsets[3] = {};
   AttendDecodeArgs decode{};

@@ -136,12 +136,14 @@ TEST_P(MatmulTest, RowBitsDoNotDependOnTheBatch) {
     ASSERT_TRUE(prepared.ok());
     MatmulArgs args{.x = x.view(), .weight = prepared->get(), .bias = {}, .out = whole.view()};
     ASSERT_EQ(Matmul(*deterministic, args, stream()), OkStatus());
+    ASSERT_EQ(deterministic->device().Synchronize(stream()), OkStatus());  // not the tensors' one
     for (int64_t rows = 1; rows <= 70; ++rows) {
       const int64_t first = (rows * 37) % (kRows - rows);
       TestTensor part(place(), DType::kF32, rows, kN);
       args.x = x.view().Slice(first, rows);
       args.out = part.view();
       ASSERT_EQ(Matmul(*deterministic, args, stream()), OkStatus());
+      ASSERT_EQ(deterministic->device().Synchronize(stream()), OkStatus());
       for (int64_t i = 0; i < rows; ++i) {
         ASSERT_EQ(part.RowBytes(i), whole.RowBytes(first + i)) << rows << " rows, row " << i;
       }
