@@ -1,13 +1,12 @@
 #include "engine/assemble.h"
 
 #include <algorithm>
+#include <limits>
 #include <string>
 #include <utility>
 
 #include "engine/execute/executor.h"
-#include "engine/model/load_model.h"
 #include "kernels/core/checked_math.h"
-#include "kernels/make_backend.h"
 
 namespace lacuna::engine {
 namespace {
@@ -49,8 +48,8 @@ Result<std::vector<int64_t>> SizePools(const std::vector<PoolDemand>& groups, in
     return total;
   };
   if (bytes(1) > pool_bytes) {
-    return InvalidArgument("kv.pool_bytes: got " + std::to_string(pool_bytes) + ", need at least " +
-                           std::to_string(bytes(1)) + " for one page of each group");
+    return Exhausted("one page of each KV group takes " + std::to_string(bytes(1)) + " bytes, " +
+                     std::to_string(std::max<int64_t>(pool_bytes, 0)) + " are left for them");
   }
   int64_t low = 1;
   int64_t high = std::max<int64_t>(1, full_pages_max);
@@ -67,44 +66,83 @@ Result<std::vector<int64_t>> SizePools(const std::vector<PoolDemand>& groups, in
   return pages;
 }
 
-Result<Assembly> Assemble(const Folder& folder, const AssemblyOptions& options,
-                          const Clock& clock) {
-  Assembly assembly;
-  kernels::BackendOptions backend_options = options.backend;
-  backend_options.deterministic = options.engine.deterministic;
-  LACUNA_ASSIGN_OR_RETURN(assembly.backend, kernels::MakeBackend(options.device, backend_options));
-  LACUNA_ASSIGN_OR_RETURN(assembly.model,
-                          LoadModel(folder, *assembly.backend, options.engine.context_tokens_max));
-  const Model& model = *assembly.model;
-  const DType dtype = assembly.backend->act_dtype();
+namespace {
 
-  const int64_t context_tokens = model.info().context_tokens_max;
-  const int64_t context_pages = CeilDiv(context_tokens, options.kv.page_tokens);
-  const std::vector<PoolDemand> demands = Demands(model, options, dtype);
-  const int64_t sequences = std::max<int64_t>(1, options.engine.running_max / 4);
-  int64_t pool_bytes = options.kv.pool_bytes;
-  if (pool_bytes == 0) pool_bytes = kDefaultPoolBytesMax;
-  const int64_t full_pages_max =
-      context_pages * (options.kv.pool_bytes == 0 ? sequences : options.engine.running_max);
-  LACUNA_ASSIGN_OR_RETURN(
-      std::vector<int64_t> group_pages,
-      SizePools(demands, pool_bytes, full_pages_max, options.engine.running_max));
-  LACUNA_ASSIGN_OR_RETURN(assembly.storage,
-                          kvcache::KvStorage::Create(assembly.backend->device(), model.groups(),
-                                                     group_pages, options.kv.page_tokens, dtype));
-  EngineParts parts;
+// The line of a kExhausted error, with what was being made and the key that changes it.
+Status Explained(const Status& status, const std::string& what, const std::string& advice) {
+  if (status.code() != StatusCode::kExhausted) return status;
+  return Exhausted(what + ": " + status.message() + "; " + advice);
+}
+
+// On the CPU, room for a quarter of the sequences at full context, under 1 GiB: memory that is not
+// ours alone. On a device, a share of what weights and workspaces left.
+Result<std::vector<int64_t>> ChoosePages(const Assembly& parts, const AssemblyOptions& options) {
+  const bool cpu = parts.backend->device().kind() == kernels::DeviceKind::kCpu;
+  const kvcache::KvConfig& kv = options.kv;
+  const int64_t running_max = options.engine.running_max;
+  const int64_t context_pages = CeilDiv(parts.model->info().context_tokens_max, kv.page_tokens);
+  const int64_t free_bytes = parts.backend->device().FreeBytes();
+  int64_t pool_bytes = kv.pool_bytes;
+  int64_t sequences = running_max;
+  std::string key = "raise kv.pool_bytes";
+  if (pool_bytes == 0 && cpu) {
+    pool_bytes = kDefaultPoolBytesMax;
+    sequences = std::max<int64_t>(1, running_max / 4);
+  } else if (pool_bytes == 0) {
+    pool_bytes = static_cast<int64_t>(kv.memory_share * static_cast<double>(free_bytes));
+    sequences = 2 * running_max;  // and as many cached prefixes
+    key = "raise kv.memory_share, lower engine.step_tokens_max, or serve a smaller model";
+  }
+  // Slots are 32 bits.
+  const int64_t pages_max = std::numeric_limits<int32_t>::max() / kv.page_tokens;
+  const int64_t full_pages_max = std::min(context_pages * sequences, pages_max);
+  auto pages = SizePools(Demands(*parts.model, options, parts.backend->act_dtype()), pool_bytes,
+                         full_pages_max, running_max);
+  if (!pages.ok()) return Explained(pages.status(), "KV cache", key);
+  return pages;
+}
+
+}  // namespace
+
+Result<Assembly> Assemble(std::unique_ptr<kernels::Backend> backend, const ModelLoader& load,
+                          const AssemblyOptions& options, const Clock& clock) {
+  Assembly assembly;
+  assembly.backend = std::move(backend);
+  auto model = load(*assembly.backend);
+  if (!model.ok()) {
+    return Explained(model.status(), "weights", "serve a smaller model, or free the memory");
+  }
+  assembly.model = std::move(*model);
   const ExecutorLimits limits{.step_tokens_max = options.engine.step_tokens_max,
                               .running_max = options.engine.running_max,
-                              .logit_rows_max = options.engine.running_max};
-  LACUNA_ASSIGN_OR_RETURN(
-      parts.runner, MakeExecutor(*assembly.model, *assembly.backend, *assembly.storage, limits));
-  parts.groups = model.groups();
+                              .logit_rows_max = options.engine.running_max,
+                              .graphs = options.engine.cuda_graphs};
+  auto executor = MakeExecutor(*assembly.model, *assembly.backend, limits);
+  if (!executor.ok()) {
+    return Explained(executor.status(), "workspaces",
+                     "lower engine.step_tokens_max or engine.running_max");
+  }
+  LACUNA_ASSIGN_OR_RETURN(std::vector<int64_t> group_pages, ChoosePages(assembly, options));
+  auto storage =
+      kvcache::KvStorage::Create(assembly.backend->device(), assembly.model->groups(), group_pages,
+                                 options.kv.page_tokens, assembly.backend->act_dtype());
+  const std::string kv_advice = "lower kv.pool_bytes or kv.memory_share";
+  if (!storage.ok()) return Explained(storage.status(), "KV cache", kv_advice);
+  assembly.storage = std::move(*storage);
+  const Status attached = (*executor)->Attach(*assembly.storage);
+  if (!attached.ok()) return Explained(attached, "graphs and step memory", kv_advice);
+
+  const ModelInfo& info = assembly.model->info();
+  EngineParts parts;
+  parts.runner = std::move(*executor);
+  if (options.wrap_runner) parts.runner = options.wrap_runner(std::move(parts.runner));
+  parts.groups = assembly.model->groups();
   parts.group_pages = std::move(group_pages);
   parts.page_tokens = options.kv.page_tokens;
   parts.prefix_cache = options.kv.prefix_cache;
-  parts.vocab_size = model.info().vocab_size;
-  parts.context_tokens_max = context_tokens;
-  parts.eos = model.info().eos;
+  parts.vocab_size = info.vocab_size;
+  parts.context_tokens_max = info.context_tokens_max;
+  parts.eos = info.eos;
   parts.logit_rows_max = limits.logit_rows_max;
   parts.clock = &clock;
   LACUNA_ASSIGN_OR_RETURN(assembly.engine, Engine::Create(options.engine, std::move(parts)));

@@ -1,16 +1,17 @@
-// Assemble: a model folder and the configs of the layers below become an engine that is ready to
-// start.
+// Assemble: a backend, a model and the configs of the layers below become an engine that is ready
+// to start.
 //
 // One thread, at start. The parts stand in the order in which they may be torn down (last first).
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "engine/engine.h"
 #include "engine/engine_config.h"
-#include "engine/loader/mapped_file.h"
 #include "engine/model/model.h"
 #include "kernels/core/clock.h"
 #include "kernels/core/status.h"
@@ -21,6 +22,17 @@
 namespace lacuna::engine {
 
 struct Assembly final {
+  Assembly() = default;
+  Assembly(Assembly&&) = default;
+  Assembly& operator=(Assembly&& other) noexcept {
+    // What is replaced is torn down last first.
+    engine = std::move(other.engine);
+    storage = std::move(other.storage);
+    model = std::move(other.model);
+    backend = std::move(other.backend);
+    return *this;
+  }
+
   std::unique_ptr<kernels::Backend> backend;
   std::unique_ptr<Model> model;
   std::unique_ptr<kvcache::KvStorage> storage;
@@ -30,15 +42,21 @@ struct Assembly final {
 struct AssemblyOptions final {
   EngineConfig engine;
   kvcache::KvConfig kv;
-  kernels::DeviceKind device = kernels::DeviceKind::kCpu;
-  kernels::BackendOptions backend;  // its `deterministic` is taken from `engine`
+  // Puts something between the engine and its runner; for tests of what a device does when it
+  // fails.
+  std::function<std::unique_ptr<StepRunner>(std::unique_ptr<StepRunner>)> wrap_runner;
 };
 
-// `clock` must outlive the engine. Errors are one line and name the file or the key to change.
-Result<Assembly> Assemble(const Folder& folder, const AssemblyOptions& options, const Clock& clock);
+// From files, or of random weights: see engine/model/load_model.h.
+using ModelLoader = std::function<Result<std::unique_ptr<Model>>(kernels::Backend&)>;
 
-// Pages of each group's pool within kv.pool_bytes. A full group gets as many as any; a window group
-// no more than running_max sequences can use. kInvalidArgument: not even one page of each fits.
+// `clock` must outlive the engine. Errors are one line and name the file or the key to change;
+// kExhausted: what did not fit into memory.
+Result<Assembly> Assemble(std::unique_ptr<kernels::Backend> backend, const ModelLoader& load,
+                          const AssemblyOptions& options, const Clock& clock);
+
+// Pages of each group's pool within `pool_bytes`. A full group gets as many as any; a window group
+// no more than running_max sequences can use. kExhausted: not even one page of each fits.
 struct PoolDemand final {
   int64_t page_bytes = 0;    // all layers of the group
   int64_t window_pages = 0;  // pages that one sequence holds at most; 0: a full group

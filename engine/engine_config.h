@@ -15,6 +15,7 @@ struct EngineConfig final {
   int64_t queue_len_max = 1024;        // waiting requests
   int64_t queue_tokens_max = 8 << 20;  // prompt tokens of waiting requests
   int64_t context_tokens_max = 0;      // 0: the model's
+  bool cuda_graphs = true;
   int64_t events_max = 256;            // unread events of one request before it is failed
 };
 
@@ -31,6 +32,8 @@ inline const std::vector<Field<EngineConfig>>& EngineFields() {
        &EngineConfig::queue_tokens_max, 1},
       {"context_tokens_max", "Longest sequence in tokens; 0 takes the model's.",
        &EngineConfig::context_tokens_max, 0, 1 << 24},
+      {"cuda_graphs", "Run decode steps as recorded CUDA graphs; false: kernel by kernel.",
+       &EngineConfig::cuda_graphs},
       {"events_max", "Unread events of one request before it is failed as too slow a reader.",
        &EngineConfig::events_max, 2, 1 << 20},
   };

@@ -3,20 +3,9 @@
 #include <pthread.h>
 
 #include <algorithm>
-#include <cmath>
 #include <string>
 
 namespace lacuna::engine {
-namespace {
-
-// Durations of our own work are measured in real time, whatever clock the requests live by.
-double SecondsSince(TimePoint begin) { return Seconds(SteadyClock().Now() - begin); }
-
-void RaiseTo(std::atomic<int64_t>& value, int64_t at_least) {
-  if (value.load() < at_least) value.store(at_least);
-}
-
-}  // namespace
 
 Engine::Loop::Loop(const EngineConfig& config, EngineParts parts,
                    std::unique_ptr<kvcache::KvCache> cache)
@@ -53,6 +42,11 @@ Status Engine::Loop::CheckRequest(const Request& request) const {
   if (max_tokens < 0 || (max_tokens == 0 && request.prompt_logprobs < 0)) {
     return InvalidArgument("got max_tokens " + std::to_string(max_tokens) + ", need 1 or more");
   }
+  const int32_t logprobs = std::max(request.prompt_logprobs, request.sampling.logprobs);
+  if (logprobs > kernels::SampleResult::kLogprobsMax) {
+    return InvalidArgument("got logprobs " + std::to_string(logprobs) + ", need at most " +
+                           std::to_string(kernels::SampleResult::kLogprobsMax));
+  }
   return OkStatus();
 }
 
@@ -71,7 +65,7 @@ Status Engine::Loop::CountIn(const Sequence& sequence) {
 Result<RequestStream> Engine::Loop::Submit(Request request) {
   Status status = CheckRequest(request);
   if (status.ok()) {
-    auto sequence = std::make_unique<Sequence>(std::move(request), parts_.eos);
+    auto sequence = std::make_unique<Sequence>(std::move(request), parts_.eos, parts_.vocab_size);
     const RequestId id{next_id_++};
     sequence->id = id;
     sequence->arrival = id.value;
@@ -121,21 +115,13 @@ void Engine::Loop::Stop() {
 bool Engine::Loop::StepOnce() {
   bool worked = TakeMessages();
   ExpireDeadlines();
-  if (!scheduler_.empty()) {
-    worked = true;
-    const TimePoint begin = SteadyClock().Now();
-    StepPlan plan = scheduler_.Plan(cache_->MakeLedger());
-    stats_.plan_seconds.Observe(SecondsSince(begin));
-    if (plan.stuck != nullptr) {
-      Fail(AsSequence(*plan.stuck), Exhausted("the KV cache has no room for this request"));
-    }
-    CommitPlan(plan);
-    if (!plan.runs.empty()) {
-      RunPlan(plan);
-      ++stats_.steps;
-      stats_.step_seconds.Observe(SecondsSince(begin));
-    }
+  worked = worked || !scheduler_.empty() || !flights_.empty();
+  if (scheduler_.empty()) landed_with_work_ = false;
+  // While the device runs one step, the next one is already in its queue.
+  const size_t flights_max = parts_.runner->asynchronous() ? 2 : 1;
+  while (flights_.size() < flights_max && LaunchStep()) {
   }
+  if (!flights_.empty()) LandStep();
   if (worked || !ended_.empty()) EndStep();
   return worked;
 }
@@ -162,153 +148,6 @@ void Engine::Loop::ExpireDeadlines() {
     Fail(*sequences_.at(deadlines_.begin()->second),
          {StatusCode::kDeadline, "the request's deadline has passed"});
   }
-}
-
-void Engine::Loop::CommitPlan(const StepPlan& plan) {
-  std::vector<kvcache::SequenceKv*> preempted;
-  for (ScheduledSequence* s : plan.preempt) preempted.push_back(&s->kv);
-  std::vector<kvcache::PageClaim> claims;
-  for (const PlannedRun& run : plan.runs) {
-    const int64_t begin = run.admit ? run.hit.tokens : run.sequence->kv.computed_tokens;
-    claims.push_back({.kv = &run.sequence->kv,
-                      .hit = run.admit ? &run.hit : nullptr,
-                      .tokens_end = begin + run.tokens});
-  }
-  // Planned on the counts of this very moment: pages that do not suffice are a bug of ours.
-  LACUNA_CHECK(cache_->Commit(preempted, claims).ok());
-  for (ScheduledSequence* s : plan.preempt) {
-    scheduler_.Preempt(*s);
-    CountWaiting(AsSequence(*s), 1);
-    ++AsSequence(*s).usage.preemptions;
-    ++stats_.preemptions;
-  }
-  for (const PlannedRun& run : plan.runs) {
-    if (run.admit) CommitAdmission(AsSequence(*run.sequence), run);
-  }
-}
-
-void Engine::Loop::CommitAdmission(Sequence& sequence, const PlannedRun& run) {
-  scheduler_.Admit(sequence);
-  CountWaiting(sequence, -1);
-  if (std::exchange(sequence.admitted_before, true)) return;
-  sequence.timing.admitted = parts_.clock->Now();
-  sequence.usage.cached_tokens = run.hit.tokens;
-  const auto prompt = static_cast<uint64_t>(sequence.prompt_tokens);
-  stats_.prompt_tokens += prompt;
-  if (sequence.reuse_prefix && cache_->reuses_prefixes()) stats_.prefix_queried_tokens += prompt;
-  stats_.prefix_hit_tokens += static_cast<uint64_t>(run.hit.tokens);
-}
-
-void Engine::Loop::FillBatch(const StepPlan& plan) {
-  const auto groups = static_cast<size_t>(cache_->groups());
-  batch_.sequences.clear();
-  spans_.resize(plan.runs.size() * groups);
-  kvcache::PageSpan* spans = spans_.data();
-  for (const PlannedRun& run : plan.runs) {
-    const ScheduledSequence& s = *run.sequence;
-    const int64_t begin = s.kv.computed_tokens, end = begin + run.tokens;
-    for (size_t g = 0; g < groups; ++g) spans[g] = s.kv.tables[g].span();
-    const int64_t rows = s.LogitRows(begin, end);
-    batch_.sequences.push_back(
-        {.tokens = std::span(s.tokens).subspan(static_cast<size_t>(begin),
-                                               static_cast<size_t>(run.tokens)),
-         .first_position = static_cast<int32_t>(begin),
-         .decode = s.decodes(),
-         .pages = {spans, groups},
-         .logits_from = rows > 0 ? static_cast<int32_t>(run.tokens - rows) : -1});
-    spans += groups;
-  }
-}
-
-void Engine::Loop::RunPlan(const StepPlan& plan) {
-  FillBatch(plan);
-  RaiseTo(stats_.batch_sequences_max, static_cast<int64_t>(plan.runs.size()));
-  int64_t rows = 0;
-  for (const StepSequence& s : batch_.sequences) {
-    if (s.logits_from >= 0) rows += static_cast<int64_t>(s.tokens.size()) - s.logits_from;
-  }
-  Result<TensorView> logits = parts_.runner->Run(batch_);
-  if (logits.ok() && rows > 0 &&
-      (logits->rank() != 2 || logits->dim(0) < rows || logits->dim(1) != parts_.vocab_size ||
-       logits->dtype() != DType::kF32)) {
-    logits = InternalError("the runner gave logits of another shape than asked for");
-  }
-  if (!logits.ok()) {
-    healthy_.store(false);
-    inbox_->CloseIntake();
-    TakeMessages();
-    FailAll(logits.status());
-    return;
-  }
-  int64_t row = 0;
-  for (const PlannedRun& run : plan.runs) CommitRun(run, *logits, &row);
-}
-
-void Engine::Loop::CommitRun(const PlannedRun& run, const TensorView& logits, int64_t* row) {
-  Sequence& sequence = AsSequence(*run.sequence);
-  const int64_t begin = sequence.kv.computed_tokens, end = begin + run.tokens;
-  const int64_t first = std::max(begin, sequence.first_logits_position());
-  const int64_t known = sequence.known_tokens();
-  cache_->Advance(sequence.kv, sequence.tokens, end);
-  if (first >= end) return;
-  float* next = logits.as<float>() + *row * logits.stride(0);
-  *row += end - first;
-  for (int64_t position = first; position < end; ++position, next += logits.stride(0)) {
-    const std::span<float> line(next, static_cast<size_t>(parts_.vocab_size));
-    if (sequence.logits_from_position == position) {
-      if (!GatherPromptLogprobs(sequence, position, line)) return;
-    }
-    if (position == known - 1) SampleToken(sequence, line);  // may retire it; the last row anyway
-  }
-}
-
-bool Engine::Loop::GatherPromptLogprobs(Sequence& sequence, int64_t position,
-                                        std::span<const float> logits) {
-  const auto next = static_cast<size_t>(position) + 1;
-  TokenLogprob entry =
-      ComputeLogprob(logits, sequence.tokens[next], sequence.request.prompt_logprobs);
-  if (std::isnan(entry.logprob)) {
-    Fail(sequence, InternalError("the model gave a value that is not a number"));
-    return false;
-  }
-  sequence.prompt_logprobs.push_back(std::move(entry));
-  const bool done = static_cast<int64_t>(next) + 1 == sequence.prompt_tokens;
-  sequence.logits_from_position = done ? -1 : position + 1;
-  return true;
-}
-
-bool Engine::Loop::Tell(Sequence& sequence, Event event) {
-  if (sequence.events->Push(std::move(event))) return true;
-  Fail(sequence, Exhausted("the client reads too slowly: its unread events are too many"));
-  return false;
-}
-
-void Engine::Loop::SampleToken(Sequence& sequence, std::span<float> logits) {
-  if (sequence.wants_prompt_logprobs() && !std::exchange(sequence.prompt_logprobs_sent, true)) {
-    if (!Tell(sequence, PromptLogprobsEvent{std::move(sequence.prompt_logprobs)})) return;
-    if (sequence.known_tokens() >= sequence.tokens_max) {  // max_tokens 0
-      return Finish(sequence, FinishReason::kLength);
-    }
-  }
-  Result<Sampler::Choice> choice = sequence.sampler.Sample(logits, sequence.generated_tokens());
-  if (!choice.ok()) return Fail(sequence, choice.status());
-  const TokenId token = choice->token;
-  if (sequence.usage.completion_tokens == 0) sequence.timing.first_token = parts_.clock->Now();
-  if (StopsAt(sequence, token)) return Finish(sequence, FinishReason::kStop, token);
-  sequence.sampler.Accept(token);
-  sequence.tokens.push_back(token);
-  ++sequence.usage.completion_tokens;
-  ++stats_.generated_tokens;
-  if (!Tell(sequence, TokenEvent{token, std::move(choice->logprob)})) return;
-  if (sequence.known_tokens() >= sequence.tokens_max) Finish(sequence, FinishReason::kLength);
-}
-
-bool Engine::Loop::StopsAt(const Sequence& sequence, TokenId token) const {
-  const SamplingParams& sampling = sequence.request.sampling;
-  const auto holds = [&](const std::vector<TokenId>& ids) {
-    return std::ranges::find(ids, token) != ids.end();
-  };
-  return (!sampling.ignore_eos && holds(parts_.eos)) || holds(sampling.stop_token_ids);
 }
 
 void Engine::Loop::Finish(Sequence& sequence, FinishReason reason, TokenId stop_token) {
@@ -352,6 +191,12 @@ void Engine::Loop::Retire(Sequence& sequence, Event terminal) {
   if (!scheduler_.running(sequence)) CountWaiting(sequence, -1);
   scheduler_.Remove(sequence);
   cache_->Release(sequence.kv);
+  // Steps under way still write to its pages; whoever gets them next is computed after that.
+  for (Flight& flight : flights_) {
+    for (Flight::Run& run : flight.runs) {
+      if (run.sequence == &sequence) run.sequence = nullptr;
+    }
+  }
   if (sequence.request.deadline) deadlines_.erase({*sequence.request.deadline, sequence.id});
   ended_.emplace_back(std::move(sequence.events), std::move(terminal));
   sequences_.erase(sequence.id);
@@ -391,8 +236,11 @@ Status Engine::Loop::CheckPages() const {
     if (sequence->kv.computed_tokens > sequence->known_tokens()) {
       return InternalError("a sequence has computed more tokens than it knows");
     }
-    if (!scheduler_.running(*sequence) && sequence->kv.computed_tokens > 0) {
-      return InternalError("a waiting sequence holds pages");
+    if (!scheduler_.running(*sequence) && sequence->launched_tokens() > 0) {
+      return InternalError("a waiting sequence holds pages or is being computed");
+    }
+    if (flights_.empty() && sequence->in_flight_tokens + sequence->pending_tokens != 0) {
+      return InternalError("a sequence waits for the results of no step");
     }
   }
   return OkStatus();

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <atomic>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -22,6 +23,19 @@
 #include "kvcache/kv_cache.h"
 
 namespace lacuna::engine {
+
+// A step that was launched and not yet waited for.
+struct Flight final {
+  struct Run {
+    Sequence* sequence = nullptr;  // null: it ended in the meantime, its results are dropped
+    int64_t tokens = 0;
+    size_t first_row = 0, rows = 0;  // of the step's results
+  };
+  std::vector<Run> runs;
+  size_t rows = 0;
+  TimePoint begin;                     // of its planning
+  TimePoint launch_begin, launch_end;  // of the work that the device waits for
+};
 
 class Engine::Loop final {
  public:
@@ -51,17 +65,29 @@ class Engine::Loop final {
 
   bool TakeMessages();
   void ExpireDeadlines();
+
+  // loop_step.cc
+  // Plans and launches a step; false: there is nothing to launch. With a step under way, a plan
+  // that needs its results first is dropped.
+  bool LaunchStep();
+  bool CanRunAhead(const StepPlan& plan) const;
   void CommitPlan(const StepPlan& plan);
   void CommitAdmission(Sequence& sequence, const PlannedRun& run);
   void FillBatch(const StepPlan& plan);
-  void RunPlan(const StepPlan& plan);
-  // Takes its rows of `logits`, from `*row` on; retires the sequence when it ends.
-  void CommitRun(const PlannedRun& run, const TensorView& logits, int64_t* row);
+  // Rows for the logits of positions [first, end); they come after those in the batch.
+  void AddRows(const Sequence& sequence, int64_t first, int64_t end);
+  void NoteFlight(const StepPlan& plan, TimePoint begin);
+  // Waits for the oldest step under way, takes in its results and tells them.
+  void LandStep();
+  // Retires the sequence when it ends.
+  void LandRun(const Flight::Run& run, std::span<const kernels::SampleResult> results);
   // These two are false when the sequence failed and is gone.
-  bool GatherPromptLogprobs(Sequence& sequence, int64_t position, std::span<const float> logits);
+  bool GatherPromptLogprobs(Sequence& sequence, int64_t position,
+                            const kernels::SampleResult& result);
   bool Tell(Sequence& sequence, Event event);
-  void SampleToken(Sequence& sequence, std::span<float> logits);
+  void TakeToken(Sequence& sequence, const kernels::SampleResult& result);
   bool StopsAt(const Sequence& sequence, TokenId token) const;
+  void LoseDevice(const Status& status);
 
   void Finish(Sequence& sequence, FinishReason reason, TokenId stop_token = -1);
   void Fail(Sequence& sequence, Status status);
@@ -84,6 +110,9 @@ class Engine::Loop final {
   std::set<std::pair<TimePoint, RequestId>> deadlines_;
   std::vector<std::pair<std::shared_ptr<EventQueue>, Event>> ended_;  // terminal events to tell
 
+  std::deque<Flight> flights_;     // in the order of their launch; two at most
+  TimePoint landed_;               // when the last one did
+  bool landed_with_work_ = false;  // and whether there was more to do
   StepBatch batch_;
   std::vector<kvcache::PageSpan> spans_;  // [sequences, groups] of the batch
 

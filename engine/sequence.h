@@ -9,7 +9,7 @@
 
 #include "engine/event.h"
 #include "engine/request.h"
-#include "engine/sample/sampler.h"
+#include "engine/sample/sampling_state.h"
 #include "engine/schedule/scheduled_sequence.h"
 
 namespace lacuna::engine {
@@ -17,8 +17,9 @@ namespace lacuna::engine {
 class EventQueue;
 
 struct Sequence final : ScheduledSequence {
-  Sequence(Request request_in, std::span<const TokenId> eos)
-      : request(std::move(request_in)), sampler(request.sampling, request.prompt, eos) {
+  Sequence(Request request_in, std::span<const TokenId> eos, int64_t vocab_size)
+      : request(std::move(request_in)),
+        sampling(request.sampling, request.prompt, eos, vocab_size) {
     tokens = std::move(request.prompt);
     prompt_tokens = known_tokens();
   }
@@ -27,9 +28,9 @@ struct Sequence final : ScheduledSequence {
   bool wants_prompt_logprobs() const { return request.prompt_logprobs >= 0; }
 
   Request request;  // without its prompt, which is the beginning of `tokens`
-  Sampler sampler;
+  SamplingState sampling;
   std::shared_ptr<EventQueue> events;
-  int64_t tokens_max = 0;  // prompt and output; the context is part of it
+  int32_t last_row = -1;  // of its newest sampled token in the results of its newest step
   std::vector<TokenLogprob> prompt_logprobs;
   bool prompt_logprobs_sent = false;
   bool admitted_before = false;

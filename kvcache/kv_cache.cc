@@ -151,6 +151,7 @@ Status KvCache::Commit(std::span<SequenceKv* const> preempted, std::span<const P
         claim.kv->tables[static_cast<size_t>(g)].Append(TakePage(*stores_[static_cast<size_t>(g)]));
       }
     }
+    claim.kv->claimed_tokens = std::max(claim.kv->claimed_tokens, claim.tokens_end);
   }
   return OkStatus();
 }
@@ -197,6 +198,7 @@ void KvCache::Advance(SequenceKv& kv, std::span<const TokenId> tokens, int64_t c
 void KvCache::Release(SequenceKv& kv) {
   for (PageTable& table : kv.tables) table.Clear();
   kv.computed_tokens = 0;
+  kv.claimed_tokens = 0;
   kv.published_pages = 0;
 }
 
@@ -208,8 +210,9 @@ uint64_t KvCache::evicted_pages() const {
 
 Status KvCache::CheckTable(int g, const SequenceKv& kv) const {
   const PageTable& table = kv.tables[static_cast<size_t>(g)];
-  if (table.logical_end() != CeilDiv(kv.computed_tokens, page_tokens())) {
-    return InternalError("a page table does not cover exactly the computed tokens");
+  const int64_t placed = std::max(kv.computed_tokens, kv.claimed_tokens);
+  if (table.logical_end() != CeilDiv(placed, page_tokens())) {
+    return InternalError("a page table does not cover exactly the computed and claimed tokens");
   }
   const PagePool& pool = stores_[static_cast<size_t>(g)]->pool;
   const int64_t seen =

@@ -25,6 +25,7 @@ namespace lacuna::kvcache {
 struct SequenceKv final {
   CacheScope scope;
   int64_t computed_tokens = 0;
+  int64_t claimed_tokens = 0;  // the pages of this many have been claimed: those of steps under way
   std::vector<PageTable> tables;  // one per group
   int64_t published_pages = 0;
   std::vector<uint64_t> hashes;  // of the full pages of its tokens, as far as they were asked for

@@ -8,6 +8,7 @@
 #include "server/commands/bench_offline_command.h"
 #include "server/commands/config_commands.h"
 #include "server/commands/inspect_command.h"
+#include "server/commands/profiles.h"
 #include "server/commands/serve_command.h"
 #include "server/commands/tokenize_command.h"
 #include "server/commands/verify_command.h"
@@ -22,14 +23,16 @@ void OnParsed(CLI::App* command, std::shared_ptr<Options> options, int& exit_cod
       [options, &exit_code, run] { exit_code = run(*options, std::cout, std::cerr); });
 }
 
+void AddDeviceFlags(CLI::App* command, std::string& device, std::string& precision) {
+  command->add_option("--device", device, "Where to run; auto: on the GPU if one works")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
+  command->add_option("--precision", precision, "Type of weights and KV; f16 on a GPU")
+      ->check(CLI::IsMember({"bf16", "f16", "fp32"}));
+}
+
 void AddDeviceFlags(CLI::App* command, DeviceOptions& device) {
-  command->add_option("--device", device.device, "Where to run")
-      ->check(CLI::IsMember({"cpu", "cuda"}))
-      ->capture_default_str();
-  command->add_option("--precision", device.precision, "Type of weights and KV")
-      ->check(CLI::IsMember({"fp32", "bf16"}))
-      ->capture_default_str();
-  command->add_option("--threads", device.threads, "Threads that compute; 0: one per processor")
+  AddDeviceFlags(command, device.device, device.precision);
+  command->add_option("--threads", device.threads, "CPU threads that compute; 0: one per processor")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
 }
@@ -41,6 +44,11 @@ void AddServe(CLI::App& app, int& exit_code) {
                       "Folder of a Hugging Face model; without it the embedded recall-12m");
   command->add_option("--config", options->config,
                       "Config file (configs/serve.json lists all keys)");
+  command
+      ->add_option("--load-format", options->load_format,
+                   "dummy: random weights of the shape that --model names (configs/shapes)")
+      ->check(CLI::IsMember({"auto", "dummy"}));
+  AddDeviceFlags(command, options->device, options->precision);
   command->add_option("--host", options->host, "Address of both listeners [127.0.0.1]");
   command->add_option("--port", options->port, "HTTP port; 0 picks a free one [8000]")
       ->check(CLI::Range(0, 65535));
@@ -85,11 +93,16 @@ void AddBench(CLI::App& app, int& exit_code) {
   bench->require_subcommand(1);
 
   auto offline = std::make_shared<BenchOfflineOptions>();
-  CLI::App* command = bench->add_subcommand("offline", "One sequence without a server");
+  CLI::App* command = bench->add_subcommand("offline", "A model without a server");
   CLI::Option_group* what = command->add_option_group("what", "One of");
   what->add_option("--shape", offline->shape, "A config.json: random weights of that shape");
   what->add_option("--model", offline->model, "Folder of a Hugging Face model");
   what->require_option(1);
+  command->add_flag("--dummy", offline->dummy, "Random weights for --model too");
+  command->add_option("--sequences", offline->sequences, "Sequences that decode together")
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+  command->add_flag("!--no-graphs", offline->graphs, "Decode kernel by kernel on a GPU");
   command->add_option("--depth", offline->depth, "Tokens cached before the measurement")
       ->check(CLI::Range(0, 1 << 24))
       ->capture_default_str();
@@ -132,6 +145,31 @@ void AddConfig(CLI::App& app, int& exit_code) {
   OnParsed(command, print, exit_code, RunPrintConfig);
 }
 
+void AddProfiles(CLI::App& app, int& exit_code) {
+  auto list = std::make_shared<ProfilesOptions>();
+  CLI::App* command = app.add_subcommand("profiles", "The sparse-attention profiles");
+  command->add_option("--profiles", list->folder, "Folder of further profiles");
+  command->add_flag("--schema", list->schema, "The text of configs/sparse/schema.json instead");
+  command->add_flag("--reference", list->reference, "The text of docs/profiles.md instead");
+
+  auto show = std::make_shared<ShowProfileOptions>();
+  CLI::App* one = command->add_subcommand("show", "A profile and its plan for a model");
+  one->add_option("NAME", show->name, "Profile")->required();
+  one->add_option("--profiles", show->folder, "Folder of further profiles");
+  one->add_option("--model", show->model,
+                  "Folder of a Hugging Face model, or a config.json; without it recall-12m");
+  one->add_option("--artefacts", show->artefacts, "File of what was measured of the model");
+  one->add_option("--page-tokens", show->page_tokens, "Tokens of a KV page")
+      ->check(CLI::IsMember({16, 64}))
+      ->capture_default_str();
+  one->add_option("--set", show->dials, "A dial, as name=number; may repeat")
+      ->allow_extra_args(false);
+  OnParsed(one, show, exit_code, RunShowProfile);
+  command->callback([list, one, &exit_code] {
+    if (!one->parsed()) exit_code = RunProfiles(*list, std::cout, std::cerr);
+  });
+}
+
 }  // namespace
 
 void AddCommands(CLI::App& app, int& exit_code) {
@@ -141,6 +179,7 @@ void AddCommands(CLI::App& app, int& exit_code) {
   AddInspect(app, exit_code);
   AddTokenize(app, exit_code);
   AddConfig(app, exit_code);
+  AddProfiles(app, exit_code);
 }
 
 }  // namespace lacuna::server

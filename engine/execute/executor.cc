@@ -1,70 +1,113 @@
 #include "engine/execute/executor.h"
 
 #include <algorithm>
+#include <array>
+#include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "engine/execute/fill_step.h"
+#include "engine/execute/step_image.h"
 #include "kernels/core/checked_math.h"
-#include "kvcache/sparse/selection_builder.h"
+#include "kernels/ops/ops.h"
 
 namespace lacuna::engine {
 namespace {
 
-// The arrays of one step. On the CPU the host's memory is the device's.
-struct StepArrays final {
-  std::vector<int32_t> ids, positions, wanted;
-  std::vector<kernels::PrefillChunk> chunks, last_chunks;
-  struct Group {
-    std::vector<int32_t> slots;
-    kvcache::SelectionBuilder decode, prefill;
-  };
-  std::vector<Group> groups;
-  std::vector<StepInputs::Group> group_inputs;
-  std::vector<int32_t> first_rows;  // [sequences]
-  int64_t rows = 0;
-  int64_t decode_rows = 0;
+using kernels::Buffer;
+using kernels::SampleResult;
+
+constexpr size_t kFlightsMax = 2;
+// Room in a graph's page lists: so much or a power of two times it.
+constexpr int64_t kGraphEntriesMin = 2048;
+
+TensorView Vector(int32_t* values, int64_t count) {
+  return count == 0 ? TensorView() : TensorView(values, DType::kI32, {count});
+}
+
+// The arrays of a step as its ops take them.
+struct DeviceStep final {
+  StepImage::Arrays arrays;
+  int64_t rows = 0, wanted = 0;
+  StepChunks chunks;
+  std::vector<StepInputs::Group> groups;
+  bool gathers = false;  // ids are taken from `sources`
 };
 
-TensorView Vector(std::vector<int32_t>& values) {
-  return TensorView(values.data(), DType::kI32, {static_cast<int64_t>(values.size())});
-}
-
-int64_t SizeOf(const StepSequence& sequence) {
-  return static_cast<int64_t>(sequence.tokens.size());
-}
-
-bool IsDecode(const StepSequence& sequence) {
-  return sequence.decode && sequence.tokens.size() == 1;
-}
-
-class Executor final : public StepRunner {
+class DeviceExecutor final : public Executor {
  public:
-  Executor(Model& model, kernels::Backend& backend, kvcache::KvStorage& storage,
-           const ExecutorLimits& limits)
-      : model_(model), backend_(backend), storage_(storage), limits_(limits) {}
+  DeviceExecutor(Model& model, kernels::Backend& backend, const ExecutorLimits& limits)
+      : model_(model),
+        backend_(backend),
+        device_(backend.device()),
+        separate_(device_.kind() != kernels::DeviceKind::kCpu),
+        limits_(limits) {}
+  ~DeviceExecutor() override {
+    // The device may still use what is freed now; an error was told, or will be, to somebody else.
+    static_cast<void>(device_.Synchronize(stream_).ok());
+  }
 
   Status Allocate();
-  Result<TensorView> Run(const StepBatch& batch) override;
+  Status Attach(kvcache::KvStorage& storage) override;
+  bool asynchronous() const override { return separate_; }
+  Result<StepKind> Launch(const StepBatch& batch) override;
+  Result<std::span<const SampleResult>> Wait() override;
+  Result<TensorView> RunForLogits(const StepBatch& batch) override;
 
  private:
-  Status CheckBatch(const StepBatch& batch) const;
-  void PlaceRows(const StepBatch& batch);
-  Status FillRows(const StepSequence& sequence, int32_t first_row);
-  void FillChunk(const StepSequence& sequence, int32_t first_row);
-  void FillWanted(const StepBatch& batch);
-  Result<TensorView> ComputeLogits(int64_t rows);
+  // What the host writes and reads of one step; two steps may be under way.
+  struct Slot {
+    Buffer image;    // separate memory: pinned; else what the kernels read
+    Buffer results;  // [rows_max] SampleResult
+    std::unique_ptr<kernels::Event> done;
+    size_t rows = 0;
+  };
+  using GraphKey = std::pair<int64_t, int64_t>;  // rows, room in the page lists
+
+  Status CheckLimits() const;
+  Status ReserveImage(int64_t bytes);
+  // Fills the slot's image and copies it to the device.
+  Status Stage(const StepBatch& batch, const StepSizes& sizes, Slot& slot);
+  int64_t BucketOf(int64_t rows) const;
+  bool FitsGraph(const StepBatch& batch) const;
+  StepSizes GraphSizes(const StepBatch& batch) const;
+  Result<kernels::Graph*> GraphOf(const StepSizes& sizes);
+  Status WarmGraphs();
+  Status Forward();
+  Status RunStep();
+  SampleResult* results() {
+    return reinterpret_cast<SampleResult*>(
+        (separate_ ? results_ : slots_[launched_ % kFlightsMax].results).data());
+  }
 
   Model& model_;
   kernels::Backend& backend_;
-  kvcache::KvStorage& storage_;
+  kernels::Device& device_;
+  const bool separate_;  // the device has memory of its own
   ExecutorLimits limits_;
+  kvcache::KvStorage* storage_ = nullptr;
+  StepContext context_;
   std::unique_ptr<ModelWorkspace> workspace_;
-  StepArrays arrays_;
-  kernels::Buffer logits_;  // host, [rows, vocab] f32
   kernels::Stream stream_;
+
+  StepImage image_;
+  DeviceStep step_;                // the one being launched
+  StepImage::Arrays host_arrays_;  // of its image
+  std::array<Slot, kFlightsMax> slots_;
+  size_t launched_ = 0, waited_ = 0;  // steps so far
+  // Separate memory: [rows_max] i32, the tokens that the last step sampled, and behind them the
+  // image, which begins with its ids: so that one gather takes a row's id from either.
+  Buffer device_image_;
+  Buffer ids_;      // [rows_max] i32, gathered
+  Buffer logits_;   // [logit_rows_max, vocab] f32
+  Buffer results_;  // separate memory: [rows_max] SampleResult
+  Buffer tokens_;   // else: [rows_max] i32
+  std::map<GraphKey, std::unique_ptr<kernels::Graph>> graphs_;
+  Buffer host_logits_;  // of RunForLogits
 };
 
-Status Executor::Allocate() {
+Status DeviceExecutor::CheckLimits() const {
   constexpr int64_t kRowsMax = 1 << 20;
   const auto bounded = [](int64_t value) { return value >= 1 && value <= kRowsMax; };
   if (!bounded(limits_.step_tokens_max) || !bounded(limits_.running_max) ||
@@ -76,171 +119,277 @@ Status Executor::Allocate() {
                            ", need at most step_tokens_max " +
                            std::to_string(limits_.step_tokens_max));
   }
+  return OkStatus();
+}
+
+Status DeviceExecutor::Allocate() {
+  LACUNA_RETURN_IF_ERROR(CheckLimits());
+  const ModelInfo& info = model_.info();
+  LACUNA_RETURN_IF_ERROR(backend_.ReserveWorkspace({.step_tokens = limits_.step_tokens_max,
+                                                    .rows = limits_.running_max,
+                                                    .sequences = limits_.running_max,
+                                                    .q_heads = info.q_heads,
+                                                    .head_dim = info.head_dim,
+                                                    .context_tokens = info.context_tokens_max,
+                                                    .logit_rows = limits_.logit_rows_max,
+                                                    .vocab = info.vocab_size}));
   LACUNA_ASSIGN_OR_RETURN(workspace_,
                           model_.MakeWorkspace(limits_.step_tokens_max, limits_.logit_rows_max));
-  const int64_t row_bytes = model_.info().vocab_size * static_cast<int64_t>(sizeof(float));
-  LACUNA_ASSIGN_OR_RETURN(logits_,
-                          backend_.device().AllocateHost(limits_.logit_rows_max * row_bytes));
-  const size_t rows = static_cast<size_t>(limits_.step_tokens_max);
-  const size_t sequences = static_cast<size_t>(limits_.running_max);
-  for (std::vector<int32_t>* array : {&arrays_.ids, &arrays_.positions, &arrays_.wanted}) {
-    array->reserve(rows);
+  const int64_t rows = limits_.step_tokens_max;
+  const int64_t row_bytes = info.vocab_size * static_cast<int64_t>(sizeof(float));
+  LACUNA_ASSIGN_OR_RETURN(logits_, device_.Allocate(limits_.logit_rows_max * row_bytes));
+  const int64_t result_bytes = rows * static_cast<int64_t>(sizeof(SampleResult));
+  const int64_t token_bytes = rows * static_cast<int64_t>(sizeof(int32_t));
+  for (Slot& slot : slots_) {
+    LACUNA_ASSIGN_OR_RETURN(slot.results, device_.AllocateHost(result_bytes));
+    LACUNA_ASSIGN_OR_RETURN(slot.done, device_.MakeEvent());
   }
-  arrays_.chunks.reserve(sequences);
-  arrays_.last_chunks.reserve(sequences);
-  arrays_.first_rows.reserve(sequences);
-  arrays_.groups.resize(model_.groups().size());
-  arrays_.group_inputs.resize(model_.groups().size());
-  for (size_t g = 0; g < arrays_.groups.size(); ++g) {
-    StepArrays::Group& group = arrays_.groups[g];
-    group.slots.reserve(rows);
-    // Sequences that share prefixes may name more pages than the pool has; the lists then grow.
-    group.decode.Reserve(limits_.running_max, storage_.group_pages()[g]);
-    group.prefill.Reserve(limits_.running_max, storage_.group_pages()[g]);
+  if (separate_) {
+    LACUNA_ASSIGN_OR_RETURN(results_, device_.Allocate(result_bytes));
+    LACUNA_ASSIGN_OR_RETURN(ids_, device_.Allocate(token_bytes));
+  } else {
+    LACUNA_ASSIGN_OR_RETURN(tokens_, device_.Allocate(token_bytes));
   }
+  context_ = {.vocab_size = info.vocab_size,
+              .context_tokens_max = info.context_tokens_max,
+              .groups = model_.groups().size(),
+              .rows_max = rows,
+              .sequences_max = limits_.running_max,
+              .sampled_rows_max = separate_ ? rows : 0};
   return OkStatus();
 }
 
-Status Executor::CheckBatch(const StepBatch& batch) const {
-  int64_t rows = 0;
-  for (const StepSequence& sequence : batch.sequences) {
-    rows += SizeOf(sequence);
-    if (sequence.tokens.empty() || sequence.pages.size() != model_.groups().size() ||
-        sequence.first_position < 0 ||
-        sequence.first_position + SizeOf(sequence) > model_.info().context_tokens_max) {
-      return InternalError("a step holds a sequence without tokens, pages or room");
-    }
-    if (sequence.logits_from < -1 || sequence.logits_from >= SizeOf(sequence)) {
-      return InternalError("a step wants logits of rows that it does not have");
-    }
+Status DeviceExecutor::Attach(kvcache::KvStorage& storage) {
+  storage_ = &storage;
+  context_.page_tokens = storage.page_tokens();
+  // Sequences that share prefixes may name more pages than the pool has; the image then grows.
+  const int64_t context_pages = CeilDiv(context_.context_tokens_max, storage.page_tokens());
+  StepSizes sizes{.rows = context_.rows_max,
+                  .decode_rows = context_.sequences_max,
+                  .chunks = context_.sequences_max,
+                  .wanted = context_.rows_max,
+                  .edits = 64 * context_.sequences_max,
+                  .groups = {}};
+  for (const int64_t pages : storage.group_pages()) {
+    const int64_t entries = std::min(pages, context_pages * context_.sequences_max);
+    sizes.groups.push_back({entries, entries});
   }
-  if (rows > limits_.step_tokens_max ||
-      static_cast<int64_t>(batch.sequences.size()) > limits_.running_max) {
-    return InternalError("a step of " + std::to_string(rows) + " rows and " +
-                         std::to_string(batch.sequences.size()) + " sequences is too large");
+  image_.SetSizes(sizes);
+  LACUNA_RETURN_IF_ERROR(ReserveImage(image_.bytes()));
+  limits_.graphs = limits_.graphs && separate_ && device_.captures();
+  return limits_.graphs ? WarmGraphs() : OkStatus();
+}
+
+Status DeviceExecutor::ReserveImage(int64_t bytes) {
+  if (bytes <= slots_[0].image.bytes()) return OkStatus();
+  bytes = std::max(bytes, 2 * slots_[0].image.bytes());
+  LACUNA_RETURN_IF_ERROR(device_.Synchronize(stream_));  // steps under way read the old ones
+  graphs_.clear();
+  for (Slot& slot : slots_) {
+    LACUNA_ASSIGN_OR_RETURN(slot.image, device_.AllocateHost(bytes));
   }
+  if (!separate_) return OkStatus();
+  const int64_t token_bytes = context_.rows_max * static_cast<int64_t>(sizeof(int32_t));
+  LACUNA_ASSIGN_OR_RETURN(Buffer grown, device_.Allocate(token_bytes + bytes));
+  if (device_image_.bytes() > 0) {
+    LACUNA_RETURN_IF_ERROR(device_.Copy(grown.data(), device_image_.data(), token_bytes, stream_));
+    LACUNA_RETURN_IF_ERROR(device_.Synchronize(stream_));
+  }
+  device_image_ = std::move(grown);
   return OkStatus();
 }
 
-// Decode rows first, in the order of their sequences, then the chunks.
-void Executor::PlaceRows(const StepBatch& batch) {
-  arrays_.first_rows.assign(batch.sequences.size(), 0);
-  int64_t row = 0;
-  for (const bool decode : {true, false}) {
-    for (size_t i = 0; i < batch.sequences.size(); ++i) {
-      if (IsDecode(batch.sequences[i]) != decode) continue;
-      arrays_.first_rows[i] = static_cast<int32_t>(row);
-      row += SizeOf(batch.sequences[i]);
-    }
-    if (decode) arrays_.decode_rows = row;
+Status DeviceExecutor::Stage(const StepBatch& batch, const StepSizes& sizes, Slot& slot) {
+  image_.SetSizes(sizes);
+  LACUNA_RETURN_IF_ERROR(ReserveImage(image_.bytes()));
+  image_.Locate(slot.image.data(), host_arrays_);
+  LACUNA_RETURN_IF_ERROR(FillStep(batch, context_, sizes, host_arrays_, step_.chunks));
+  std::byte* base = slot.image.data();
+  if (separate_) {
+    base = device_image_.data() + context_.rows_max * static_cast<int64_t>(sizeof(int32_t));
+    LACUNA_RETURN_IF_ERROR(device_.Copy(base, slot.image.data(), image_.bytes(), stream_));
   }
-  arrays_.rows = row;
-  for (std::vector<int32_t>* array : {&arrays_.ids, &arrays_.positions}) {
-    array->resize(static_cast<size_t>(row));
+  image_.Locate(base, step_.arrays);
+  step_.rows = sizes.rows;
+  step_.wanted = sizes.wanted;
+  step_.groups.resize(context_.groups);
+  for (size_t g = 0; g < context_.groups; ++g) {
+    const StepImage::Arrays::Group& group = step_.arrays.groups[g];
+    step_.groups[g] = {.slots = Vector(group.slots, sizes.rows),
+                       .decode = group.decode.Lists(sizes.decode_rows),
+                       .prefill = group.prefill.Lists(sizes.chunks)};
   }
-  for (StepArrays::Group& group : arrays_.groups) {
-    group.slots.resize(static_cast<size_t>(row));
-    group.decode.Clear();
-    group.prefill.Clear();
-  }
-  arrays_.chunks.clear();
-  arrays_.last_chunks.clear();
-}
-
-Status Executor::FillRows(const StepSequence& sequence, int32_t first_row) {
-  const size_t first = static_cast<size_t>(first_row);
-  for (size_t i = 0; i < sequence.tokens.size(); ++i) {
-    const TokenId token = sequence.tokens[i];
-    if (token < 0 || token >= model_.info().vocab_size) {
-      return InternalError("a step holds a token outside the vocabulary");
-    }
-    arrays_.ids[first + i] = token;
-    arrays_.positions[first + i] = sequence.first_position + static_cast<int32_t>(i);
-  }
-  for (size_t g = 0; g < arrays_.groups.size(); ++g) {
-    StepArrays::Group& group = arrays_.groups[g];
-    LACUNA_RETURN_IF_ERROR(kvcache::FillSlots(
-        sequence.pages[g], storage_.page_tokens(), sequence.first_position,
-        static_cast<int32_t>(sequence.tokens.size()), group.slots.data() + first));
-    (IsDecode(sequence) ? group.decode : group.prefill).AddDense(sequence.pages[g]);
-  }
+  const auto unknown = [](const StepSequence& s) { return s.sampled_row >= 0; };
+  step_.gathers = std::ranges::any_of(batch.sequences, unknown);
   return OkStatus();
 }
 
-void Executor::FillChunk(const StepSequence& sequence, int32_t first_row) {
-  const int32_t rows = static_cast<int32_t>(sequence.tokens.size());
-  arrays_.chunks.push_back({first_row, rows, sequence.first_position});
-  // At least one row, so that chunks and lists stay in step.
-  const int32_t skip = sequence.logits_from < 0 ? rows - 1 : sequence.logits_from;
-  arrays_.last_chunks.push_back({first_row + skip, rows - skip, sequence.first_position + skip});
-}
-
-// In the order of the sequences, which is that of the answer.
-void Executor::FillWanted(const StepBatch& batch) {
-  arrays_.wanted.clear();
-  for (size_t i = 0; i < batch.sequences.size(); ++i) {
-    const StepSequence& sequence = batch.sequences[i];
-    if (sequence.logits_from < 0) continue;
-    for (int64_t t = sequence.logits_from; t < SizeOf(sequence); ++t) {
-      arrays_.wanted.push_back(arrays_.first_rows[i] + static_cast<int32_t>(t));
-    }
+Status DeviceExecutor::Forward() {
+  TensorView ids = Vector(step_.arrays.ids, step_.rows);
+  if (step_.gathers) {
+    // 32 bits are 32 bits to a gather.
+    const int64_t words = context_.rows_max + step_.rows;
+    LACUNA_RETURN_IF_ERROR(
+        kernels::GatherRows(backend_,
+                            {.x = TensorView(device_image_.data(), DType::kF32, {words, 1}),
+                             .rows = Vector(step_.arrays.sources, step_.rows),
+                             .out = TensorView(ids_.data(), DType::kF32, {step_.rows, 1})},
+                            stream_));
+    ids = TensorView(ids_.data(), DType::kI32, {step_.rows});
   }
-}
-
-Result<TensorView> Executor::ComputeLogits(int64_t rows) {
-  const int64_t vocab = model_.info().vocab_size;
-  const int64_t bytes = rows * vocab * static_cast<int64_t>(sizeof(float));
-  if (bytes > logits_.bytes()) {
-    LACUNA_ASSIGN_OR_RETURN(logits_, backend_.device().AllocateHost(bytes));
-  }
-  const TensorView out(logits_.data(), DType::kF32, {rows, vocab});
-  for (int64_t first = 0; first < rows; first += limits_.logit_rows_max) {
-    const int64_t count = std::min(limits_.logit_rows_max, rows - first);
-    LACUNA_RETURN_IF_ERROR(model_.Logits(first, out.Slice(first, count), *workspace_, stream_));
-  }
-  LACUNA_RETURN_IF_ERROR(backend_.device().Synchronize(stream_));
-  return out;
-}
-
-Result<TensorView> Executor::Run(const StepBatch& batch) {
-  LACUNA_RETURN_IF_ERROR(CheckBatch(batch));
-  if (batch.sequences.empty()) return TensorView();
-  PlaceRows(batch);
-  for (size_t i = 0; i < batch.sequences.size(); ++i) {
-    const StepSequence& sequence = batch.sequences[i];
-    LACUNA_RETURN_IF_ERROR(FillRows(sequence, arrays_.first_rows[i]));
-    if (!IsDecode(sequence)) FillChunk(sequence, arrays_.first_rows[i]);
-  }
-  FillWanted(batch);
-  for (size_t g = 0; g < arrays_.groups.size(); ++g) {
-    StepArrays::Group& group = arrays_.groups[g];
-    arrays_.group_inputs[g] = {Vector(group.slots), group.decode.lists(), group.prefill.lists()};
-  }
-  const StepInputs step{
-      .ids = Vector(arrays_.ids),
-      .positions = Vector(arrays_.positions),
-      .decode_rows = arrays_.decode_rows,
-      .chunks = arrays_.chunks,
-      .last_chunks = arrays_.last_chunks,
-      .wanted = arrays_.wanted.empty() ? TensorView() : Vector(arrays_.wanted),
-      .groups = arrays_.group_inputs,
+  const StepInputs inputs{
+      .ids = ids,
+      .positions = Vector(step_.arrays.positions, step_.rows),
+      .decode_rows = step_.groups.empty() ? 0 : step_.groups[0].decode.lists,
+      .chunks = step_.chunks.all,
+      .last_chunks = step_.chunks.last,
+      .wanted = Vector(step_.arrays.wanted, step_.wanted),
+      .groups = step_.groups,
   };
-  LACUNA_RETURN_IF_ERROR(model_.Forward(step, storage_, *workspace_, stream_));
-  if (arrays_.wanted.empty()) return TensorView();
-  return ComputeLogits(static_cast<int64_t>(arrays_.wanted.size()));
+  return model_.Forward(inputs, *storage_, *workspace_, stream_);
+}
+
+Status DeviceExecutor::RunStep() {
+  LACUNA_RETURN_IF_ERROR(Forward());
+  int32_t* tokens = reinterpret_cast<int32_t*>((separate_ ? device_image_ : tokens_).data());
+  const int64_t vocab = context_.vocab_size;
+  for (int64_t first = 0; first < step_.wanted; first += limits_.logit_rows_max) {
+    const int64_t count = std::min(limits_.logit_rows_max, step_.wanted - first);
+    const TensorView logits(logits_.data(), DType::kF32, {count, vocab});
+    LACUNA_RETURN_IF_ERROR(model_.Logits(first, logits, *workspace_, stream_));
+    LACUNA_RETURN_IF_ERROR(kernels::Sample(backend_,
+                                           {.logits = logits,
+                                            .rows = step_.arrays.sample_rows + first,
+                                            .edits = step_.arrays.edits,
+                                            .mask = nullptr,
+                                            .results = results() + first,
+                                            .tokens = tokens + first},
+                                           stream_));
+  }
+  return OkStatus();
+}
+
+// The least power of two, or running_max.
+int64_t DeviceExecutor::BucketOf(int64_t rows) const {
+  int64_t bucket = 1;
+  while (bucket < rows) bucket *= 2;
+  return std::min(bucket, limits_.running_max);
+}
+
+bool DeviceExecutor::FitsGraph(const StepBatch& batch) const {
+  return limits_.graphs && std::ranges::all_of(batch.sequences, [](const StepSequence& s) {
+           return IsDecode(s) && s.logits_from == 0;
+         });
+}
+
+StepSizes DeviceExecutor::GraphSizes(const StepBatch& batch) const {
+  StepSizes sizes = SizesOf(batch, context_.groups);
+  int64_t room = kGraphEntriesMin;
+  for (const StepSizes::Group& group : sizes.groups) {
+    while (room < group.decode_entries) room *= 2;
+  }
+  sizes.rows = BucketOf(sizes.rows);
+  sizes.decode_rows = sizes.wanted = sizes.rows;
+  for (StepSizes::Group& group : sizes.groups) group.decode_entries = room;
+  return sizes;
+}
+
+// The staged step's; recorded when it is the first of its sizes.
+Result<kernels::Graph*> DeviceExecutor::GraphOf(const StepSizes& sizes) {
+  const int64_t room = sizes.groups.empty() ? 0 : sizes.groups[0].decode_entries;
+  std::unique_ptr<kernels::Graph>& graph = graphs_[{sizes.rows, room}];
+  if (graph == nullptr) {
+    LACUNA_RETURN_IF_ERROR(device_.BeginCapture(stream_));
+    const Status recorded = RunStep();
+    auto made = device_.EndCapture(stream_);  // always, so that the stream works again
+    LACUNA_RETURN_IF_ERROR(recorded);
+    LACUNA_RETURN_IF_ERROR(made.status());
+    graph = std::move(*made);
+  }
+  return graph.get();
+}
+
+// Runs each size once with nothing but padding, so that whatever the kernels set up on first use is
+// set up, then records it.
+Status DeviceExecutor::WarmGraphs() {
+  for (int64_t rows = 1;; rows = BucketOf(rows + 1)) {
+    StepSizes sizes{.rows = rows, .decode_rows = rows, .wanted = rows, .groups = {}};
+    sizes.groups.assign(context_.groups, {.decode_entries = kGraphEntriesMin});
+    LACUNA_RETURN_IF_ERROR(Stage({}, sizes, slots_[0]));
+    step_.gathers = true;
+    LACUNA_RETURN_IF_ERROR(RunStep());
+    LACUNA_RETURN_IF_ERROR(GraphOf(sizes).status());
+    LACUNA_RETURN_IF_ERROR(device_.Synchronize(stream_));
+    if (rows == limits_.running_max) return OkStatus();
+  }
+}
+
+Result<StepKind> DeviceExecutor::Launch(const StepBatch& batch) {
+  if (storage_ == nullptr || launched_ - waited_ >= (separate_ ? kFlightsMax : 1)) {
+    return InternalError("a step was launched without pages, or before an earlier one was read");
+  }
+  LACUNA_RETURN_IF_ERROR(CheckBatch(batch, context_));
+  Slot& slot = slots_[launched_ % kFlightsMax];
+  const bool graph = !batch.sequences.empty() && FitsGraph(batch);
+  const StepSizes sizes = graph ? GraphSizes(batch) : SizesOf(batch, context_.groups);
+  if (!batch.sequences.empty()) LACUNA_RETURN_IF_ERROR(Stage(batch, sizes, slot));
+  if (graph) {
+    step_.gathers = true;
+    LACUNA_ASSIGN_OR_RETURN(kernels::Graph* const recorded, GraphOf(sizes));
+    LACUNA_RETURN_IF_ERROR(recorded->Launch(stream_));
+  } else if (!batch.sequences.empty()) {
+    LACUNA_RETURN_IF_ERROR(RunStep());
+  }
+  slot.rows = batch.rows.size();
+  if (separate_) {
+    const auto bytes = static_cast<int64_t>(slot.rows * sizeof(SampleResult));
+    LACUNA_RETURN_IF_ERROR(device_.Copy(slot.results.data(), results_.data(), bytes, stream_));
+  }
+  LACUNA_RETURN_IF_ERROR(slot.done->Record(stream_));
+  ++launched_;
+  return graph ? StepKind::kGraph : StepKind::kEager;
+}
+
+Result<std::span<const SampleResult>> DeviceExecutor::Wait() {
+  if (launched_ == waited_) return InternalError("no step was launched");
+  Slot& slot = slots_[waited_ % kFlightsMax];
+  LACUNA_RETURN_IF_ERROR(slot.done->Wait());
+  ++waited_;
+  return std::span(reinterpret_cast<const SampleResult*>(slot.results.data()), slot.rows);
+}
+
+Result<TensorView> DeviceExecutor::RunForLogits(const StepBatch& batch) {
+  if (storage_ == nullptr || launched_ != waited_) return InternalError("a step is under way");
+  if (batch.sequences.empty()) return TensorView();
+  const StepSizes sizes = SizesOf(batch, context_.groups);
+  StepBatch sampled = batch;
+  sampled.rows.resize(static_cast<size_t>(sizes.wanted));
+  LACUNA_RETURN_IF_ERROR(CheckBatch(sampled, context_));
+  LACUNA_RETURN_IF_ERROR(Stage(sampled, sizes, slots_[0]));
+  LACUNA_RETURN_IF_ERROR(Forward());
+  const int64_t row_bytes = context_.vocab_size * static_cast<int64_t>(sizeof(float));
+  if (sizes.wanted * row_bytes > host_logits_.bytes()) {
+    LACUNA_ASSIGN_OR_RETURN(host_logits_, device_.AllocateHost(sizes.wanted * row_bytes));
+  }
+  for (int64_t first = 0; first < sizes.wanted; first += limits_.logit_rows_max) {
+    const int64_t count = std::min(limits_.logit_rows_max, sizes.wanted - first);
+    const TensorView logits(logits_.data(), DType::kF32, {count, context_.vocab_size});
+    LACUNA_RETURN_IF_ERROR(model_.Logits(first, logits, *workspace_, stream_));
+    LACUNA_RETURN_IF_ERROR(device_.Copy(host_logits_.data() + first * row_bytes, logits_.data(),
+                                        count * row_bytes, stream_));
+  }
+  LACUNA_RETURN_IF_ERROR(device_.Synchronize(stream_));
+  if (sizes.wanted == 0) return TensorView();
+  return TensorView(host_logits_.data(), DType::kF32, {sizes.wanted, context_.vocab_size});
 }
 
 }  // namespace
 
-Result<std::unique_ptr<StepRunner>> MakeExecutor(Model& model, kernels::Backend& backend,
-                                                 kvcache::KvStorage& storage,
-                                                 const ExecutorLimits& limits) {
-  if (backend.device().kind() != kernels::DeviceKind::kCpu) {
-    return InvalidArgument("executor: got a device with memory of its own, need the CPU");
-  }
-  auto executor = std::make_unique<Executor>(model, backend, storage, limits);
+Result<std::unique_ptr<Executor>> MakeExecutor(Model& model, kernels::Backend& backend,
+                                               const ExecutorLimits& limits) {
+  auto executor = std::make_unique<DeviceExecutor>(model, backend, limits);
   LACUNA_RETURN_IF_ERROR(executor->Allocate());
-  return std::unique_ptr<StepRunner>(std::move(executor));
+  return std::unique_ptr<Executor>(std::move(executor));
 }
 
 }  // namespace lacuna::engine

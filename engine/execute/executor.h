@@ -1,8 +1,10 @@
-// Executor: runs a StepBatch on a model: fills the step's arrays, calls Forward, gives back logits.
+// Executor: the StepRunner that runs steps of a model on a backend.
 //
-// All of its memory is allocated at creation; only a step that wants more rows of logits than
-// logit_rows_max (prompt logprobs) may enlarge the host buffer that returns them. Engine thread
-// only; the model, the backend and the storage outlive it.
+// A step goes to the device as one copy (StepImage), and its results come back as one; a step of
+// decode rows alone runs as a recorded graph where the device records. The host waits once per
+// step. All memory is allocated at creation and by Attach, but for steps whose page lists or edits
+// are longer than any so far. Engine thread only; the model, the backend and the storage outlive
+// it.
 #pragma once
 
 #include <cstdint>
@@ -20,11 +22,21 @@ struct ExecutorLimits final {
   int64_t step_tokens_max = 2048;  // rows of one step, decodes included
   int64_t running_max = 64;        // sequences of one step
   int64_t logit_rows_max = 64;     // rows of logits computed at once
+  bool graphs = true;              // record decode steps, if the device can
+};
+
+class Executor : public StepRunner {
+ public:
+  // Names the pages that steps read and write, before the first one; records the graphs. Apart
+  // from creation, so that the pools can be sized by what the executor left.
+  virtual Status Attach(kvcache::KvStorage& storage) = 0;
+  // All logits [sampled rows, vocab] f32 on the host instead of choices (batch.rows is not read):
+  // for comparing with other implementations. No step may be under way. Valid until the next call.
+  virtual Result<TensorView> RunForLogits(const StepBatch& batch) = 0;
 };
 
 // kInvalidArgument: limits that cannot be; kExhausted: no memory for the workspace.
-Result<std::unique_ptr<StepRunner>> MakeExecutor(Model& model, kernels::Backend& backend,
-                                                 kvcache::KvStorage& storage,
-                                                 const ExecutorLimits& limits);
+Result<std::unique_ptr<Executor>> MakeExecutor(Model& model, kernels::Backend& backend,
+                                               const ExecutorLimits& limits);
 
 }  // namespace lacuna::engine

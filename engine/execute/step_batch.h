@@ -1,7 +1,7 @@
 // StepBatch and StepRunner: the seam between the engine loop and the device. SEAM.
 //
 // The engine loop fills a StepBatch from committed state; a StepRunner (the Executor, or a fake in
-// the simulator) runs it to the end and gives back the logits that were asked for.
+// the simulator) runs it and samples the rows that were asked for. Engine thread only.
 #pragma once
 
 #include <cstdint>
@@ -10,30 +10,44 @@
 
 #include "kernels/core/ids.h"
 #include "kernels/core/status.h"
-#include "kernels/core/tensor_view.h"
+#include "kernels/ops/sample.h"
 #include "kvcache/pages/page_span.h"
 
 namespace lacuna::engine {
 
 struct StepSequence final {
   std::span<const TokenId> tokens;  // ids to run, at positions first_position, + 1, ...
+  // >= 0: the one token is what this row of the step launched before chose, which the host may not
+  // know yet; `tokens` then has one element, which is not read.
+  int32_t sampled_row = -1;
   int32_t first_position = 0;
   bool decode = false;                       // one generated token (else a chunk of the prompt)
   std::span<const kvcache::PageSpan> pages;  // one per KvGroup, new tokens' pages included
-  int32_t logits_from = -1;  // logits of tokens [logits_from, size) are wanted; -1: none
+  int32_t logits_from = -1;  // rows are sampled for tokens [logits_from, size); -1: for none
 };
 
 struct StepBatch final {
   std::vector<StepSequence> sequences;
+  // One for each sampled token, in the order of the sequences, and the edits they point into.
+  std::vector<kernels::SampleRow> rows;
+  std::vector<kernels::LogitEdit> edits;
 };
+
+enum class StepKind { kEager, kGraph };  // launched op by op, or as one recorded graph
 
 class StepRunner {
  public:
   virtual ~StepRunner() = default;
-  // Logits f32 [rows wanted, vocab] on the host, in the order of the sequences; the engine may
-  // write to them; valid until the next Run. An error is the device's: every running sequence
-  // fails.
-  virtual Result<TensorView> Run(const StepBatch& batch) = 0;
+  // Whether Launch returns before the step is done. Then a second step may be launched before the
+  // first was waited for; else the loop gains nothing by that.
+  virtual bool asynchronous() const = 0;
+  // Starts a step after those launched before; what `batch` points to is read before it returns.
+  // At most two steps may be launched and not waited for. An error, here or of Wait, is the
+  // device's: every running sequence fails.
+  virtual Result<StepKind> Launch(const StepBatch& batch) = 0;
+  // Waits for the oldest step not yet waited for. One result per row of its batch; valid until the
+  // next Launch.
+  virtual Result<std::span<const kernels::SampleResult>> Wait() = 0;
 };
 
 }  // namespace lacuna::engine

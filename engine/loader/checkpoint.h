@@ -4,8 +4,10 @@
 // One thread, at load.
 #pragma once
 
+#include <cstdint>
 #include <initializer_list>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -18,9 +20,21 @@
 
 namespace lacuna::engine {
 
+// A matrix of numbers that only look like weights: uniform in +- scale.
+struct RandomMatrix final {
+  uint64_t seed = 0;
+  float scale = 0.0f;
+};
+
 class WeightSource {
  public:
   virtual ~WeightSource() = default;
+  // Instead of Get, for a source without values: whoever loads makes such a matrix where it will
+  // lie. Nothing: ask Get.
+  virtual std::optional<RandomMatrix> Random(const std::string& name, int64_t columns) {
+    static_cast<void>(name), static_cast<void>(columns);
+    return std::nullopt;
+  }
   // A tensor f32 | bf16 | f16 of exactly this shape; the view is good until the next call at least.
   // kInvalidArgument names file, tensor, expected and found.
   virtual Result<TensorView> Get(const std::string& name, std::initializer_list<int64_t> shape) = 0;

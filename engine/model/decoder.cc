@@ -1,5 +1,6 @@
 #include "engine/model/decoder.h"
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 #include <utility>
@@ -43,7 +44,7 @@ struct Decoder::Workspace final : ModelWorkspace {
   kernels::Buffer normed;                           // [rows, hidden] act
   kernels::Buffer qkv, attended, gate_up, product;  // act
   kernels::Buffer row_index;                        // [rows] i32: 0, 1, 2, ...
-  std::vector<kernels::Buffer> cos_sin;             // per rope: [rows, rotary_dim] f32
+  std::vector<kernels::Buffer> cos_sin;             // CPU, per rope: [rows, rotary_dim] f32
   int64_t wanted_rows = 0;                          // of the last Forward
 
   int64_t bytes() const override {
@@ -115,7 +116,34 @@ Result<std::unique_ptr<Model>> Decoder::Create(ModelConfig config, WeightSource&
   LACUNA_RETURN_IF_ERROR(backend.device().Synchronize(stream));
   decoder->cast_weight_.view =
       TensorView(decoder->cast_weight_.memory.data(), DType::kF32, {decoder->config_.hidden});
+  if (backend.device().kind() != kernels::DeviceKind::kCpu) {
+    LACUNA_RETURN_IF_ERROR(decoder->UploadRopeTables());
+  }
   return std::unique_ptr<Model>(std::move(decoder));
+}
+
+Status Decoder::UploadRopeTables() {
+  constexpr int64_t kRowsAtOnce = 4096;
+  kernels::Device& device = backend_.device();
+  kernels::Stream stream;
+  for (const RopeTable& rope : ropes_) {
+    const int64_t row_bytes = rope.rotary_dim() * static_cast<int64_t>(sizeof(float));
+    LACUNA_ASSIGN_OR_RETURN(kernels::Buffer table,
+                            device.Allocate(config_.context_tokens_max * row_bytes));
+    LACUNA_ASSIGN_OR_RETURN(kernels::Buffer staging, device.AllocateHost(kRowsAtOnce * row_bytes));
+    std::vector<int32_t> positions(static_cast<size_t>(kRowsAtOnce));
+    for (int64_t first = 0; first < config_.context_tokens_max; first += kRowsAtOnce) {
+      const int64_t rows = std::min(kRowsAtOnce, config_.context_tokens_max - first);
+      std::iota(positions.begin(), positions.end(), static_cast<int32_t>(first));
+      rope.Fill(std::span(positions).first(static_cast<size_t>(rows)),
+                Matrix(staging, DType::kF32, rows, rope.rotary_dim()));
+      LACUNA_RETURN_IF_ERROR(
+          device.Copy(table.data() + first * row_bytes, staging.data(), rows * row_bytes, stream));
+      LACUNA_RETURN_IF_ERROR(device.Synchronize(stream));
+    }
+    rope_tables_.push_back(std::move(table));
+  }
+  return OkStatus();
 }
 
 Result<std::unique_ptr<ModelWorkspace>> Decoder::MakeWorkspace(int64_t rows_max,
@@ -141,6 +169,7 @@ Result<std::unique_ptr<ModelWorkspace>> Decoder::MakeWorkspace(int64_t rows_max,
   LACUNA_RETURN_IF_ERROR(allocate(workspace->gate_up, 2 * config_.ffn, act));
   LACUNA_RETURN_IF_ERROR(allocate(workspace->product, config_.ffn, act));
   for (const RopeTable& rope : ropes_) {
+    if (!rope_tables_.empty()) break;
     workspace->cos_sin.emplace_back();
     LACUNA_RETURN_IF_ERROR(allocate(workspace->cos_sin.back(), rope.rotary_dim(), DType::kF32));
   }
@@ -187,27 +216,55 @@ Status Decoder::AddBranch(const Linear& linear, const Parameter& norm, const Ten
                           run.stream);
 }
 
-Status Decoder::AppendAndAttend(int64_t layer, Run& run, bool last) {
+Status Decoder::RopeAndAppend(int64_t layer, Run& run) {
+  const LayerPlace place = places_[static_cast<size_t>(layer)];
+  const DecoderLayer& weights = weights_.layers[static_cast<size_t>(layer)];
+  const int64_t dim = config_.head_dim;
+  const int64_t q_columns = config_.q_heads * dim, k_columns = config_.kv_heads * dim;
+  const TensorView qkv =
+      Matrix(run.workspace.qkv, backend_.act_dtype(), run.rows, q_columns + 2 * k_columns);
+  const float eps = static_cast<float>(config_.norm_eps);
+  if (config_.family->qk_norm == QkNorm::kWhole) {
+    const TensorView q = Columns(qkv, 0, q_columns), k = Columns(qkv, q_columns, k_columns);
+    LACUNA_RETURN_IF_ERROR(kernels::RmsNorm(
+        backend_, {.x = q, .weight = weights.q_norm.view, .out = q, .eps = eps}, run.stream));
+    LACUNA_RETURN_IF_ERROR(kernels::RmsNorm(
+        backend_, {.x = k, .weight = weights.k_norm.view, .out = k, .eps = eps}, run.stream));
+  }
+  const bool per_head = config_.family->qk_norm == QkNorm::kPerHead;
+  const auto rope = static_cast<size_t>(config_.layer_rope[static_cast<size_t>(layer)]);
+  const bool by_row = rope_tables_.empty();
+  const int64_t table_rows = by_row ? run.rows : config_.context_tokens_max;
+  return kernels::RopeAppend(
+      backend_,
+      {.q = Heads(qkv, 0, config_.q_heads, dim),
+       .k = Heads(qkv, q_columns, config_.kv_heads, dim),
+       .v = Heads(qkv, q_columns + k_columns, config_.kv_heads, dim),
+       .q_norm = per_head ? weights.q_norm.view : TensorView(),
+       .k_norm = per_head ? weights.k_norm.view : TensorView(),
+       .norm_eps = eps,
+       .positions = by_row ? TensorView(run.workspace.row_index.data(), DType::kI32, {run.rows})
+                           : run.step.positions,
+       .cos_sin = Matrix(by_row ? run.workspace.cos_sin[rope] : rope_tables_[rope], DType::kF32,
+                         table_rows, ropes_[rope].rotary_dim()),
+       .interleaved = config_.family->interleaved_rope,
+       .slots = run.step.groups[static_cast<size_t>(place.group)].slots,
+       .pool = run.storage.pool(place.group, place.layer_in_group)},
+      run.stream);
+}
+
+Status Decoder::Attend(int64_t layer, Run& run, bool last) {
   const StepInputs& step = run.step;
   const LayerPlace place = places_[static_cast<size_t>(layer)];
   const StepInputs::Group& group = step.groups[static_cast<size_t>(place.group)];
   const kernels::KvPool pool = run.storage.pool(place.group, place.layer_in_group);
   const int64_t dim = config_.head_dim;
-  const int64_t k_first = config_.q_heads * dim;
+  const int64_t q_columns = config_.q_heads * dim;
   const TensorView qkv = Matrix(run.workspace.qkv, backend_.act_dtype(), run.rows,
-                                k_first + 2 * config_.kv_heads * dim);
+                                q_columns + 2 * config_.kv_heads * dim);
   const TensorView q = Heads(qkv, 0, config_.q_heads, dim);
-  LACUNA_RETURN_IF_ERROR(
-      kernels::AppendKv(backend_,
-                        {.k = Heads(qkv, k_first, config_.kv_heads, dim),
-                         .v = Heads(qkv, k_first + config_.kv_heads * dim, config_.kv_heads, dim),
-                         .slots = group.slots,
-                         .pool = pool},
-                        run.stream));
-  if (last && step.wanted.empty()) return OkStatus();
-
   const TensorView out =
-      Heads(Matrix(run.workspace.attended, backend_.act_dtype(), run.rows, k_first), 0,
+      Heads(Matrix(run.workspace.attended, backend_.act_dtype(), run.rows, q_columns), 0,
             config_.q_heads, dim);
   const kernels::AttentionParams params{
       .scale = static_cast<float>(config_.attention_scale),
@@ -251,29 +308,9 @@ Status Decoder::RunAttention(int64_t index, Run& run, bool last) {
       backend_,
       {.x = normed, .weight = layer.qkv.weight.get(), .bias = layer.qkv.bias.view, .out = qkv},
       run.stream));
-  if (config_.family->qk_norm != QkNorm::kNone) {
-    const bool whole = config_.family->qk_norm == QkNorm::kWhole;
-    const TensorView q = whole ? Columns(qkv, 0, q_columns) : Heads(qkv, 0, config_.q_heads, dim);
-    const TensorView k =
-        whole ? Columns(qkv, q_columns, k_columns) : Heads(qkv, q_columns, config_.kv_heads, dim);
-    const float eps = static_cast<float>(config_.norm_eps);
-    LACUNA_RETURN_IF_ERROR(kernels::RmsNorm(
-        backend_, {.x = q, .weight = layer.q_norm.view, .out = q, .eps = eps}, run.stream));
-    LACUNA_RETURN_IF_ERROR(kernels::RmsNorm(
-        backend_, {.x = k, .weight = layer.k_norm.view, .out = k, .eps = eps}, run.stream));
-  }
-  const size_t rope = static_cast<size_t>(config_.layer_rope[static_cast<size_t>(index)]);
-  // Keys stand right behind the queries, so that one call turns both.
-  LACUNA_RETURN_IF_ERROR(kernels::Rope(
-      backend_,
-      {.x = Heads(qkv, 0, config_.q_heads + config_.kv_heads, dim),
-       .positions = TensorView(run.workspace.row_index.data(), DType::kI32, {run.rows}),
-       .cos_sin =
-           Matrix(run.workspace.cos_sin[rope], DType::kF32, run.rows, ropes_[rope].rotary_dim()),
-       .interleaved = config_.family->interleaved_rope},
-      run.stream));
-  LACUNA_RETURN_IF_ERROR(AppendAndAttend(index, run, last));
+  LACUNA_RETURN_IF_ERROR(RopeAndAppend(index, run));
   if (last && run.step.wanted.empty()) return OkStatus();
+  LACUNA_RETURN_IF_ERROR(Attend(index, run, last));
   return AddBranch(layer.output, layer.norm_after_attention,
                    Matrix(run.workspace.attended, act, run.rows, q_columns), x, run);
 }
@@ -307,9 +344,9 @@ Status Decoder::Forward(const StepInputs& step, const kvcache::KvStorage& storag
   Run run{step, storage, workspace, stream, step.ids.dim(0)};
   if (run.rows > workspace.rows_max)
     return InternalError("a step has more rows than its workspace");
-  const std::span<const int32_t> positions(step.positions.as<const int32_t>(),
-                                           static_cast<size_t>(run.rows));
-  for (size_t i = 0; i < ropes_.size(); ++i) {
+  for (size_t i = 0; rope_tables_.empty() && i < ropes_.size(); ++i) {
+    const std::span<const int32_t> positions(step.positions.as<const int32_t>(),
+                                             static_cast<size_t>(run.rows));
     ropes_[i].Fill(positions,
                    Matrix(workspace.cos_sin[i], DType::kF32, run.rows, ropes_[i].rotary_dim()));
   }

@@ -39,8 +39,12 @@ class Decoder final : public Model {
   struct Run;
 
   Decoder(ModelConfig config, DecoderWeights weights, kernels::Backend& backend);
+  // Makes rope_tables_, on a device with memory of its own.
+  Status UploadRopeTables();
+  // Normed, rotated and appended to the pool of the layer.
+  Status RopeAndAppend(int64_t layer, Run& run);
+  Status Attend(int64_t layer, Run& run, bool last);
   Status RunAttention(int64_t layer, Run& run, bool last);
-  Status AppendAndAttend(int64_t layer, Run& run, bool last);
   Status RunMlp(const DecoderLayer& layer, const TensorView& x, Run& run);
   // out = norm(x), or x itself in the activation type when the family has no norm here.
   Status NormOrCast(const Parameter& norm, const TensorView& x, const TensorView& out, Run& run);
@@ -55,6 +59,9 @@ class Decoder final : public Model {
   std::vector<kvcache::KvGroup> groups_;
   std::vector<LayerPlace> places_;  // [layers]
   std::vector<RopeTable> ropes_;
+  // Per rope: [context_tokens_max, rotary_dim] f32, which rows find by their position. Empty on the
+  // CPU, where the workspace holds a table of the step's rows instead.
+  std::vector<kernels::Buffer> rope_tables_;
   Parameter cast_weight_;  // see NormOrCast
 };
 

@@ -1,6 +1,8 @@
 #include "engine/model/decoder_weights.h"
 
+#include <algorithm>
 #include <cstring>
+#include <optional>
 #include <span>
 
 #include "kernels/ops/ops.h"
@@ -41,6 +43,7 @@ class WeightLoader final {
   Status LoadLinear(std::span<const Part> parts, int64_t columns, bool bias, Linear& out);
   Status LoadNorm(const std::string& name, int64_t dim, Parameter& out);
   Status LoadEmbedding();
+  Status MakeRandomEmbedding(const RandomMatrix& random);
   Status LoadHead();
   // Stacks the parts; a single one needs no copy.
   Result<TensorView> Stack(std::span<const Part> parts, int64_t columns);
@@ -109,12 +112,20 @@ Result<TensorView> WeightLoader::Stack(std::span<const Part> parts, int64_t colu
 
 Status WeightLoader::LoadLinear(std::span<const Part> parts, int64_t columns, bool bias,
                                 Linear& out) {
-  LACUNA_ASSIGN_OR_RETURN(const TensorView weight, Stack(parts, columns));
-  weights_.parameters += weight.elements();
-  if (backend_ != nullptr) {
-    LACUNA_ASSIGN_OR_RETURN(out.weight, kernels::PrepareMatrix(*backend_, weight));
-    weights_.bytes += out.weight->bytes();
+  int64_t rows = 0;
+  for (const Part& part : parts) rows += part.rows;
+  weights_.parameters += rows * columns;
+  const std::optional<RandomMatrix> random = source_.Random(parts[0].name, columns);
+  if (random && backend_ != nullptr) {
+    LACUNA_ASSIGN_OR_RETURN(
+        out.weight, backend_->PrepareRandomMatrix(rows, columns, random->seed, random->scale));
+  } else if (!random) {
+    LACUNA_ASSIGN_OR_RETURN(const TensorView weight, Stack(parts, columns));
+    if (backend_ != nullptr) {
+      LACUNA_ASSIGN_OR_RETURN(out.weight, kernels::PrepareMatrix(*backend_, weight));
+    }
   }
+  if (backend_ != nullptr) weights_.bytes += out.weight->bytes();
   if (!bias) return OkStatus();
   std::vector<float> values;
   for (const Part& part : parts) {
@@ -166,7 +177,38 @@ Status WeightLoader::LoadLayer(int64_t index, DecoderLayer& layer) {
   return LoadMlp(prefix + "mlp.", layer);
 }
 
+// In pieces: the whole may be gigabytes that the host need not have.
+Status WeightLoader::MakeRandomEmbedding(const RandomMatrix& random) {
+  constexpr int64_t kNoise = 1 << 22;
+  const int64_t count = config_.vocab_size * config_.hidden;
+  std::vector<BF16> noise(static_cast<size_t>(std::min(count, kNoise)));
+  uint64_t state = random.seed * 2 + 1;
+  for (BF16& value : noise) {
+    state = state * 6364136223846793005u + 1442695040888963407u;  // Knuth's MMIX generator
+    value = ToBF16(random.scale * static_cast<float>(static_cast<int32_t>(state >> 32)) * 0x1p-31f);
+  }
+  const int64_t bytes = count * static_cast<int64_t>(sizeof(BF16));
+  kernels::Device& device = backend_->device();
+  LACUNA_ASSIGN_OR_RETURN(weights_.embedding.memory, device.Allocate(bytes));
+  // A length that no row divides, so that rows differ although the noise repeats.
+  const int64_t piece = std::min(count, kNoise - 1);
+  for (int64_t first = 0; first < count; first += piece) {
+    LACUNA_RETURN_IF_ERROR(device.Copy(
+        weights_.embedding.memory.data() + first * static_cast<int64_t>(sizeof(BF16)), noise.data(),
+        std::min(piece, count - first) * static_cast<int64_t>(sizeof(BF16)), stream_));
+  }
+  LACUNA_RETURN_IF_ERROR(device.Synchronize(stream_));
+  weights_.bytes += bytes;
+  weights_.embedding.view = TensorView(weights_.embedding.memory.data(), DType::kBF16,
+                                       {config_.vocab_size, config_.hidden});
+  return OkStatus();
+}
+
 Status WeightLoader::LoadEmbedding() {
+  if (const auto random = source_.Random("model.embed_tokens", config_.hidden)) {
+    weights_.parameters += config_.vocab_size * config_.hidden;
+    return backend_ == nullptr ? OkStatus() : MakeRandomEmbedding(*random);
+  }
   LACUNA_ASSIGN_OR_RETURN(
       const TensorView stored,
       source_.Get("model.embed_tokens.weight", {config_.vocab_size, config_.hidden}));

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <filesystem>
+#include <system_error>
+#include <utility>
 
 #include "engine/loader/checkpoint.h"
 #include "engine/loader/mapped_file.h"
@@ -23,31 +25,25 @@ Result<ModelConfig> ReadConfig(const Folder& folder) {
   return ParseModelConfig(config->text(), generation.ok() ? (*generation)->text() : "");
 }
 
-// bf16 numbers, uniform in +-sqrt(3 / columns) so that activations keep their size; norms are 1.
+// Matrices uniform in +-sqrt(3 / columns), so that activations keep their size; norms are 1, biases
+// 0.
 class RandomWeights final : public WeightSource {
  public:
-  explicit RandomWeights(uint64_t seed) : state_(seed * 2 + 1) {}
+  explicit RandomWeights(uint64_t seed) : seed_(seed) {}
 
+  std::optional<RandomMatrix> Random(const std::string&, int64_t columns) override {
+    const double scale = std::sqrt(3.0 / static_cast<double>(columns));
+    return RandomMatrix{seed_++, static_cast<float>(scale)};
+  }
   Result<TensorView> Get(const std::string& name, std::initializer_list<int64_t> shape) override {
-    const std::vector<int64_t> dims(shape);
-    const int64_t columns = dims.back();
-    const int64_t count = dims.size() == 1 ? columns : dims[0] * columns;
-    values_.resize(static_cast<size_t>(count));
-    if (dims.size() == 1) {
-      const bool is_norm = name.find("norm") != std::string::npos;
-      std::ranges::fill(values_, ToBF16(is_norm ? 1.0f : 0.0f));
-      return TensorView(values_.data(), DType::kBF16, {columns});
-    }
-    const float scale = static_cast<float>(std::sqrt(3.0 / static_cast<double>(columns)) / 32768.0);
-    for (BF16& value : values_) {
-      state_ = state_ * 6364136223846793005u + 1442695040888963407u;  // Knuth's MMIX generator
-      value = ToBF16(static_cast<float>(static_cast<int16_t>(state_ >> 48)) * scale);
-    }
-    return TensorView(values_.data(), DType::kBF16, {dims[0], columns});
+    if (shape.size() != 1) return InternalError(name + ": a matrix without Random");
+    const bool is_norm = name.find("norm") != std::string::npos;
+    values_.assign(static_cast<size_t>(*shape.begin()), ToBF16(is_norm ? 1.0f : 0.0f));
+    return TensorView(values_.data(), DType::kBF16, {*shape.begin()});
   }
 
  private:
-  uint64_t state_;
+  uint64_t seed_;
   std::vector<BF16> values_;
 };
 
@@ -84,10 +80,25 @@ Result<std::unique_ptr<Model>> LoadModel(const Folder& folder, kernels::Backend&
   return model;
 }
 
-Result<std::unique_ptr<Model>> MakeRandomModel(const ModelConfig& config, uint64_t seed,
-                                               kernels::Backend& backend) {
+Result<ModelConfig> ReadShape(const std::string& path) {
+  std::error_code error;
+  const bool is_folder = std::filesystem::is_directory(path, error);
+  const std::filesystem::path file =
+      is_folder ? std::filesystem::path(path) / "config.json" : std::filesystem::path(path);
+  const std::string parent = file.has_parent_path() ? file.parent_path().string() : ".";
+  LACUNA_ASSIGN_OR_RETURN(const std::unique_ptr<Folder> folder, Folder::Open(parent));
+  LACUNA_ASSIGN_OR_RETURN(const std::unique_ptr<MappedFile> text,
+                          folder->Map(file.filename().string(), kJsonFileBytesMax));
+  return ParseModelConfig(text->text(), "");
+}
+
+Result<std::unique_ptr<Model>> MakeRandomModel(ModelConfig config, uint64_t seed,
+                                               kernels::Backend& backend, int64_t context_tokens) {
+  if (context_tokens > 0) {
+    config.context_tokens_max = std::min(config.context_tokens_max, context_tokens);
+  }
   RandomWeights weights(seed);
-  return Decoder::Create(config, weights, backend);
+  return Decoder::Create(std::move(config), weights, backend);
 }
 
 Result<ModelSummary> SummarizeModel(const Folder& folder) {

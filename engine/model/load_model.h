@@ -21,9 +21,14 @@ namespace lacuna::engine {
 Result<std::unique_ptr<Model>> LoadModel(const Folder& folder, kernels::Backend& backend,
                                          int64_t context_tokens = 0, bool bf16_rope = false);
 
-// Weights are a function of (config, seed): for benchmarks, where only shapes matter.
-Result<std::unique_ptr<Model>> MakeRandomModel(const ModelConfig& config, uint64_t seed,
-                                               kernels::Backend& backend);
+// A model without weights: `path` is a file like config.json, or a folder with one.
+Result<ModelConfig> ReadShape(const std::string& path);
+
+// Weights are a function of (config, seed) and the kind of device, where they are made: for
+// benchmarks, where only shapes matter. `context_tokens` as above.
+Result<std::unique_ptr<Model>> MakeRandomModel(ModelConfig config, uint64_t seed,
+                                               kernels::Backend& backend,
+                                               int64_t context_tokens = 0);
 
 // What a folder holds, checked as a load checks it (every tensor, every shape), with no weight
 // prepared. weight_bytes are those of the files.

@@ -31,8 +31,8 @@ struct ModelInfo final {
   std::optional<TokenId> bos;
 };
 
-// One step of a model, in arrays of its device. Decode rows come first, one generated token each;
-// the rows after them belong to prompt chunks.
+// One step of a model, in arrays of its device unless said otherwise. Decode rows come first, one
+// generated token each; the rows after them belong to prompt chunks.
 struct StepInputs final {
   // What each KvGroup of the model needs.
   struct Group {
@@ -42,9 +42,9 @@ struct StepInputs final {
   };
 
   TensorView ids;        // [rows] i32
-  TensorView positions;  // [rows] i32, host memory too
+  TensorView positions;  // [rows] i32
   int64_t decode_rows = 0;
-  std::span<const kernels::PrefillChunk> chunks;
+  std::span<const kernels::PrefillChunk> chunks;  // host memory, as last_chunks
   // The same chunks without leading rows whose output nobody reads: what the last layer attends.
   std::span<const kernels::PrefillChunk> last_chunks;
   TensorView wanted;  // [wanted rows] i32, any order; empty: only keys and values are made

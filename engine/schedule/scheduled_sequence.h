@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "kernels/core/ids.h"
@@ -20,16 +21,29 @@ struct ScheduledSequence {
 
   std::vector<TokenId> tokens;  // the prompt, then what was generated
   int64_t prompt_tokens = 0;
+  int64_t tokens_max = std::numeric_limits<int64_t>::max();  // prompt and output; it ends there
   // Logits are wanted from this position on; -1: of the last known token only.
   int64_t logits_from_position = -1;
   kvcache::SequenceKv kv;
+  // Of steps launched whose results the engine has not seen: tokens that they compute, and tokens
+  // that they choose. Both are 0 between steps unless steps overlap.
+  int64_t in_flight_tokens = 0;
+  int64_t pending_tokens = 0;
 
   int64_t known_tokens() const { return static_cast<int64_t>(tokens.size()); }
-  int64_t left_tokens() const { return known_tokens() - kv.computed_tokens; }
+  // Known, or being chosen.
+  int64_t expected_tokens() const { return known_tokens() + pending_tokens; }
+  // Computed, or being computed.
+  int64_t launched_tokens() const { return kv.computed_tokens + in_flight_tokens; }
+  // The token being chosen is its last one, which is never computed.
+  bool ends_in_flight() const { return pending_tokens > 0 && expected_tokens() >= tokens_max; }
+  int64_t left_tokens() const {
+    return ends_in_flight() ? 0 : expected_tokens() - launched_tokens();
+  }
   // Computes one generated token, and nothing else is left to do.
-  bool decodes() const { return left_tokens() == 1 && known_tokens() > prompt_tokens; }
+  bool decodes() const { return left_tokens() == 1 && expected_tokens() > prompt_tokens; }
   int64_t first_logits_position() const {
-    return logits_from_position >= 0 ? logits_from_position : known_tokens() - 1;
+    return logits_from_position >= 0 ? logits_from_position : expected_tokens() - 1;
   }
   // Logit rows of a step that computes tokens [begin, end).
   int64_t LogitRows(int64_t begin, int64_t end) const {

@@ -100,7 +100,8 @@ class Scheduler::Planner final {
     for (size_t i = 0; i < alive_; ++i) {
       Slot& slot = slots_[i];
       if (slot.sequence->decodes() != decodes) continue;
-      const int64_t wanted = TokensWanted(*slot.sequence, slot.sequence->kv.computed_tokens);
+      const ScheduledSequence& s = *slot.sequence;
+      const int64_t wanted = TokensWanted(s, s.launched_tokens(), s.left_tokens());
       if (wanted == 0) continue;
       int64_t tokens = TokensThatFit(*slot.sequence, wanted);
       while (tokens == 0 && alive_ - 1 > i) {
@@ -113,25 +114,25 @@ class Scheduler::Planner final {
   }
 
   // Under the budgets of tokens and rows.
-  int64_t TokensWanted(const ScheduledSequence& s, int64_t begin) const {
+  int64_t TokensWanted(const ScheduledSequence& s, int64_t begin, int64_t left) const {
     const int64_t rows_end = std::max(begin, s.first_logits_position()) + rows_left_;
-    return std::min({s.known_tokens() - begin, tokens_left_, rows_end - begin});
+    return std::min({left, tokens_left_, rows_end - begin});
   }
 
   int64_t TokensThatFit(const ScheduledSequence& s, int64_t wanted) const {
     for (int g = 0; g < cache_.groups(); ++g) {
-      const int64_t end = s.kv.computed_tokens + wanted;
+      const int64_t end = s.launched_tokens() + wanted;
       if (cache_.PagesLacking(g, s.kv, end) <= ledger_.available(g)) continue;
       const int64_t held = s.kv.tables[static_cast<size_t>(g)].logical_end();
       const int64_t room = (held + ledger_.available(g)) * cache_.page_tokens();
-      wanted = std::min(wanted, room - s.kv.computed_tokens);
+      wanted = std::min(wanted, room - s.launched_tokens());
     }
     return wanted;
   }
 
   void Reserve(Slot& slot, int64_t tokens) {
     const ScheduledSequence& s = *slot.sequence;
-    const int64_t begin = s.kv.computed_tokens;
+    const int64_t begin = s.launched_tokens();
     for (int g = 0; g < cache_.groups(); ++g) {
       slot.pages.push_back(cache_.PagesLacking(g, s.kv, begin + tokens));
       LACUNA_CHECK(ledger_.Take(g, slot.pages.back()));
@@ -174,7 +175,8 @@ class Scheduler::Planner final {
   }
 
   int64_t PagesWhole(int g, const ScheduledSequence& s, int64_t left) const {
-    return cache_.PagesFor(g, s.known_tokens(), std::min(left, scheduler_.limits_.step_tokens_max));
+    return cache_.PagesFor(g, s.expected_tokens(),
+                           std::min(left, scheduler_.limits_.step_tokens_max));
   }
 
   // Admits from the head of the line while all its known tokens have room. When nothing runs, the
@@ -203,7 +205,7 @@ class Scheduler::Planner final {
   bool TryAdmit(PlannedRun& run, bool alone, std::vector<int64_t>& promised) {
     const ScheduledSequence& s = *run.sequence;
     std::vector<int64_t> whole;
-    run.tokens = TokensWanted(s, run.hit.tokens);
+    run.tokens = TokensWanted(s, run.hit.tokens, s.known_tokens() - run.hit.tokens);
     for (int g = 0; g < cache_.groups(); ++g) {
       const auto& hit = run.hit.pages[static_cast<size_t>(g)];
       for (const PageId page : hit) {

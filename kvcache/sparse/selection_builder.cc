@@ -5,30 +5,15 @@
 
 namespace lacuna::kvcache {
 
-void SelectionBuilder::Reserve(int64_t lists_max, int64_t pages) {
-  pages_.reserve(static_cast<size_t>(pages));
-  logical_.reserve(static_cast<size_t>(pages));
-  offsets_.reserve(static_cast<size_t>(lists_max) + 1);
-}
-
-void SelectionBuilder::Clear() {
-  pages_.clear();
-  logical_.clear();
-  offsets_.resize(1);
+SelectionBuilder::SelectionBuilder(const SelectionArrays& arrays) : arrays_(arrays) {
+  arrays_.offsets[0] = 0;
 }
 
 void SelectionBuilder::AddDense(const PageSpan& span) {
-  pages_.insert(pages_.end(), span.pages.begin(), span.pages.end());
-  logical_.insert(logical_.end(), span.logical.begin(), span.logical.end());
-  offsets_.push_back(static_cast<int64_t>(pages_.size()));
-}
-
-kernels::PageLists SelectionBuilder::lists() const {
-  return {.pages = pages_.data(),
-          .logical = logical_.data(),
-          .begins = offsets_.data(),
-          .ends = offsets_.data() + 1,
-          .lists = static_cast<int64_t>(offsets_.size()) - 1};
+  const int64_t begin = arrays_.offsets[lists_];
+  std::ranges::copy(span.pages, arrays_.pages + begin);
+  std::ranges::copy(span.logical, arrays_.logical + begin);
+  arrays_.offsets[++lists_] = begin + static_cast<int64_t>(span.pages.size());
 }
 
 Status FillSlots(const PageSpan& span, int64_t page_tokens, int32_t first_position, int32_t count,

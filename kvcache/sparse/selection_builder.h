@@ -1,12 +1,11 @@
-// SelectionBuilder: the page lists of one step in one KvGroup, made from the sequences' PageSpans.
+// SelectionBuilder: the page lists of one step in one KvGroup, made from the sequences' PageSpans,
+// in arrays that somebody else owns (a part of what is copied to the device).
 //
 // Today every list is the dense selection (all pages of the span; a window group's span holds no
-// more than its window). Reused from step to step: after Reserve, a step allocates only when its
-// sequences have more pages than any before. Engine thread only.
+// more than its window). Engine thread only.
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 #include "kernels/core/status.h"
 #include "kernels/ops/selection.h"
@@ -14,19 +13,28 @@
 
 namespace lacuna::kvcache {
 
+struct SelectionArrays final {
+  int32_t* pages = nullptr;    // [entries]
+  int32_t* logical = nullptr;  // [entries]
+  int64_t* offsets = nullptr;  // [lists + 1]: list i is the entries [offsets[i], offsets[i + 1])
+
+  kernels::PageLists Lists(int64_t lists) const {
+    return {
+        .pages = pages, .logical = logical, .begins = offsets, .ends = offsets + 1, .lists = lists};
+  }
+};
+
 class SelectionBuilder final {
  public:
-  void Reserve(int64_t lists_max, int64_t pages);
-  void Clear();
-  // Appends one list with every page of the span.
+  SelectionBuilder() = default;
+  explicit SelectionBuilder(const SelectionArrays& arrays);
+  // Appends one list with every page of the span; an empty span gives an empty list. There must be
+  // room for it.
   void AddDense(const PageSpan& span);
-  // Views into this object: good until the next call that changes it.
-  kernels::PageLists lists() const;
 
  private:
-  std::vector<int32_t> pages_;
-  std::vector<int32_t> logical_;
-  std::vector<int64_t> offsets_ = {0};
+  SelectionArrays arrays_;
+  int64_t lists_ = 0;
 };
 
 // Writes the slots (page * page_tokens + offset) of `count` tokens from `first_position` on.

@@ -40,7 +40,7 @@ inline const std::vector<Field<ApiLimits>>& ApiLimitFields() {
       {"prompts_max", "Prompts of one completions request.", &L::prompts_max, 1, 4096},
       {"n_max", "Choices per prompt.", &L::n_max, 1, 128},
       {"choices_max", "Choices of one request, over all its prompts.", &L::choices_max, 1, 4096},
-      {"logprobs_max", "Alternatives per token.", &L::logprobs_max, 0, 128},
+      {"logprobs_max", "Alternatives per token.", &L::logprobs_max, 0, 20},
       {"logit_bias_max", "Entries of logit_bias.", &L::logit_bias_max, 0, 1 << 20},
       {"stop_strings_max", "Stop strings.", &L::stop_strings_max, 0, 1024},
       {"stop_bytes_max", "Bytes of one stop string.", &L::stop_bytes_max, 1, 1 << 16},

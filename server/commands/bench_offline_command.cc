@@ -6,11 +6,13 @@
 #include <fstream>
 #include <iomanip>
 #include <nlohmann/json.hpp>
+#include <utility>
 #include <vector>
 
 #include "engine/loader/mapped_file.h"
 #include "engine/model/load_model.h"
 #include "kvcache/pages/kv_storage.h"
+#include "server/commands/solo_runner.h"
 
 namespace lacuna::server {
 namespace {
@@ -58,12 +60,16 @@ class OfflineBench final {
   Status Run(std::ostream& out);
 
  private:
+  Status CheckOptions() const;
+  Status LoadModel();
   Status Load();
   Status MeasurePrefill();
   Status MeasureDecode();
   // One pass over the prompt; adds the next token to the hash.
   Status PrefillOnce(OutputHash& hash);
   Status DecodeOnce(OutputHash& hash);
+  // For the oldest step; its tokens go to tokens_ and to the hash.
+  Status Wait(OutputHash& hash);
   nlohmann::ordered_json Report() const;
   void Print(std::ostream& out) const;
   // Keys that queries at [depth, depth + count) see, summed over layers.
@@ -74,12 +80,12 @@ class OfflineBench final {
   std::unique_ptr<engine::Model> model_;
   std::unique_ptr<SoloRunner> runner_;
   std::string name_;
-  std::vector<TokenId> prompt_;
+  std::vector<TokenId> prompt_, tokens_;
   OutputHash hash_;
   Measurement prefill_, decode_;
 };
 
-Status OfflineBench::Load() {
+Status OfflineBench::CheckOptions() const {
   if (options_.shape.empty() == options_.model.empty()) {
     return InvalidArgument("need one of --shape FILE and --model DIR");
   }
@@ -89,31 +95,42 @@ Status OfflineBench::Load() {
           (1 << 24)) {
     return InvalidArgument("--depth, --prompt and --generate: need 0 to 16777216 tokens");
   }
-  LACUNA_ASSIGN_OR_RETURN(backend_, MakeBackendFor(options_.device));
-  const std::filesystem::path path(options_.shape.empty() ? options_.model : options_.shape);
-  if (!options_.shape.empty()) {
-    const std::string parent = path.has_parent_path() ? path.parent_path().string() : ".";
-    LACUNA_ASSIGN_OR_RETURN(const std::unique_ptr<engine::Folder> folder,
-                            engine::Folder::Open(parent));
-    LACUNA_ASSIGN_OR_RETURN(const std::unique_ptr<engine::MappedFile> file,
-                            folder->Map(path.filename().string(), engine::kJsonFileBytesMax));
-    LACUNA_ASSIGN_OR_RETURN(const engine::ModelConfig config,
-                            engine::ParseModelConfig(file->text(), ""));
-    LACUNA_ASSIGN_OR_RETURN(model_, engine::MakeRandomModel(config, kSeed, *backend_));
-    name_ = path.stem().string();
-  } else {
-    LACUNA_ASSIGN_OR_RETURN(const std::unique_ptr<engine::Folder> folder,
-                            engine::Folder::Open(options_.model));
-    LACUNA_ASSIGN_OR_RETURN(model_, engine::LoadModel(*folder, *backend_));
-    name_ = (path.has_filename() ? path : path.parent_path()).filename().string();
+  if (options_.sequences < 1 || options_.sequences > 4096) {
+    return InvalidArgument("--sequences: need 1 to 4096");
   }
-  const int64_t tokens_max = options_.depth + std::max(options_.prompt, options_.generate);
+  return OkStatus();
+}
+
+Status OfflineBench::LoadModel() {
+  const bool dummy = !options_.shape.empty() || options_.dummy;
+  const std::filesystem::path path(options_.shape.empty() ? options_.model : options_.shape);
+  if (dummy) {
+    LACUNA_ASSIGN_OR_RETURN(engine::ModelConfig config, engine::ReadShape(path.string()));
+    LACUNA_ASSIGN_OR_RETURN(model_, engine::MakeRandomModel(std::move(config), kSeed, *backend_));
+    name_ = path.stem().string();
+    return OkStatus();
+  }
+  LACUNA_ASSIGN_OR_RETURN(const std::unique_ptr<engine::Folder> folder,
+                          engine::Folder::Open(options_.model));
+  LACUNA_ASSIGN_OR_RETURN(model_, engine::LoadModel(*folder, *backend_));
+  name_ = (path.has_filename() ? path : path.parent_path()).filename().string();
+  return OkStatus();
+}
+
+Status OfflineBench::Load() {
+  LACUNA_RETURN_IF_ERROR(CheckOptions());
+  LACUNA_ASSIGN_OR_RETURN(backend_, MakeBackendFor(options_.device));
+  LACUNA_RETURN_IF_ERROR(LoadModel());
+  const int64_t prompt = std::max<int64_t>(options_.prompt, 1);
   LACUNA_ASSIGN_OR_RETURN(
-      runner_,
-      SoloRunner::Create(*model_, *backend_, tokens_max,
-                         std::min(options_.step_tokens, std::max<int64_t>(options_.prompt, 1)),
-                         /*logit_rows_max=*/1));
-  for (int64_t i = 0; i < std::max<int64_t>(options_.prompt, 1); ++i) {
+      runner_, SoloRunner::Create(
+                   *model_, *backend_,
+                   {.sequences = options_.sequences,
+                    .tokens_max = options_.depth + std::max(options_.prompt, options_.generate),
+                    .step_tokens_max = std::min(options_.step_tokens, prompt),
+                    .logit_rows_max = options_.sequences,
+                    .graphs = options_.graphs}));
+  for (int64_t i = 0; i < std::max(prompt, options_.sequences); ++i) {
     prompt_.push_back(static_cast<TokenId>((i * 2654435761 + 17) % model_->info().vocab_size));
   }
   return runner_->FillRandom(options_.depth, kSeed);
@@ -133,39 +150,56 @@ double OfflineBench::VisibleKeys(int64_t count) const {
   return keys;
 }
 
-Status OfflineBench::PrefillOnce(OutputHash& hash) {
-  for (int64_t first = 0; first < options_.prompt; first += options_.step_tokens) {
-    const int64_t count = std::min(options_.step_tokens, options_.prompt - first);
-    const bool last = first + count == options_.prompt;
-    LACUNA_ASSIGN_OR_RETURN(
-        const TensorView logits,
-        runner_->RunStep(
-            std::span(prompt_).subspan(static_cast<size_t>(first), static_cast<size_t>(count)),
-            options_.depth + first, /*decode=*/false, last ? static_cast<int32_t>(count) - 1 : -1));
-    if (last) hash.Add(ArgMax({logits.as<const float>(), static_cast<size_t>(logits.dim(1))}));
+Status OfflineBench::Wait(OutputHash& hash) {
+  LACUNA_ASSIGN_OR_RETURN(const std::span<const kernels::SampleResult> results, runner_->Wait());
+  tokens_.clear();
+  for (const kernels::SampleResult& result : results) {
+    if (result.status != kernels::SampleResult::kOk) {
+      return InternalError("the model gave logits that are not numbers");
+    }
+    hash.Add(result.token);
+    tokens_.push_back(result.token);
   }
   return OkStatus();
 }
 
-Status OfflineBench::DecodeOnce(OutputHash& hash) {
-  TokenId token = prompt_.front();
-  for (int64_t i = 0; i < options_.generate; ++i) {
-    LACUNA_ASSIGN_OR_RETURN(
-        const TensorView logits,
-        runner_->RunStep({&token, 1}, options_.depth + i, /*decode=*/true, /*logits_from=*/0));
-    token = ArgMax({logits.as<const float>(), static_cast<size_t>(logits.dim(1))});
-    hash.Add(token);
+// As the engine does: with a device of its own, the next step is launched before the last one is
+// read.
+Status OfflineBench::PrefillOnce(OutputHash& hash) {
+  for (int64_t first = 0; first < options_.prompt; first += options_.step_tokens) {
+    const int64_t count = std::min(options_.step_tokens, options_.prompt - first);
+    const auto tokens =
+        std::span(prompt_).subspan(static_cast<size_t>(first), static_cast<size_t>(count));
+    if (first > 0 && !runner_->asynchronous()) LACUNA_RETURN_IF_ERROR(Wait(hash));
+    LACUNA_RETURN_IF_ERROR(runner_->LaunchPrefill(0, tokens, options_.depth + first,
+                                                  first + count == options_.prompt));
+    if (first > 0 && runner_->asynchronous()) LACUNA_RETURN_IF_ERROR(Wait(hash));
   }
-  return OkStatus();
+  return Wait(hash);
+}
+
+Status OfflineBench::DecodeOnce(OutputHash& hash) {
+  const auto first_tokens = std::span(prompt_).first(static_cast<size_t>(options_.sequences));
+  LACUNA_RETURN_IF_ERROR(runner_->LaunchDecode(first_tokens, options_.depth));
+  for (int64_t i = 1; i < options_.generate; ++i) {
+    if (runner_->asynchronous()) {
+      LACUNA_RETURN_IF_ERROR(runner_->LaunchDecode({}, options_.depth + i));
+      LACUNA_RETURN_IF_ERROR(Wait(hash));
+    } else {
+      LACUNA_RETURN_IF_ERROR(Wait(hash));
+      LACUNA_RETURN_IF_ERROR(runner_->LaunchDecode(tokens_, options_.depth + i));
+    }
+  }
+  return Wait(hash);
 }
 
 Status OfflineBench::MeasurePrefill() {
   const int64_t warm =
       std::min<int64_t>(options_.prompt, std::min<int64_t>(options_.step_tokens, 64));
-  LACUNA_RETURN_IF_ERROR(
-      runner_
-          ->RunStep(std::span(prompt_).first(static_cast<size_t>(warm)), options_.depth, false, -1)
-          .status());
+  OutputHash unused;
+  LACUNA_RETURN_IF_ERROR(runner_->LaunchPrefill(
+      0, std::span(prompt_).first(static_cast<size_t>(warm)), options_.depth, /*sample=*/false));
+  LACUNA_RETURN_IF_ERROR(Wait(unused));
   std::vector<double> seconds;
   double total = 0.0;
   while (seconds.empty() || (total < kMeasureSecondsMin && seconds.size() < kRunsMax)) {
@@ -187,9 +221,10 @@ Status OfflineBench::MeasurePrefill() {
 }
 
 Status OfflineBench::MeasureDecode() {
-  TokenId token = prompt_.front();
-  LACUNA_RETURN_IF_ERROR(
-      runner_->RunStep({&token, 1}, options_.depth, /*decode=*/true, /*logits_from=*/0).status());
+  OutputHash unused;
+  LACUNA_RETURN_IF_ERROR(runner_->LaunchDecode(
+      std::span(prompt_).first(static_cast<size_t>(options_.sequences)), options_.depth));
+  LACUNA_RETURN_IF_ERROR(Wait(unused));
   std::vector<double> seconds;
   double total = 0.0;
   while (seconds.empty() || (total < kMeasureSecondsMin && seconds.size() < kRunsMax)) {
@@ -202,8 +237,9 @@ Status OfflineBench::MeasureDecode() {
   const engine::ModelInfo& info = model_->info();
   const double key_bytes = 2.0 * static_cast<double>(info.kv_heads * info.head_dim) *
                            static_cast<double>(DTypeBytes(backend_->act_dtype()));
-  decode_ = {Median(seconds), static_cast<int>(seconds.size()), options_.generate,
-             VisibleKeys(options_.generate) * key_bytes +
+  decode_ = {Median(seconds), static_cast<int>(seconds.size()),
+             options_.generate * options_.sequences,
+             VisibleKeys(options_.generate) * key_bytes * static_cast<double>(options_.sequences) +
                  static_cast<double>(info.weight_bytes * options_.generate)};
   return OkStatus();
 }
@@ -223,6 +259,8 @@ nlohmann::ordered_json OfflineBench::Report() const {
       {"depth_tokens", options_.depth},
       {"depth_filled_by", "random keys and values through AppendKv"},
       {"step_tokens", options_.step_tokens},
+      {"sequences", options_.sequences},
+      {"graph_steps", runner_->graph_steps()},
       {"output_hash", hash.str()},
   };
   const auto add = [&](const char* key, const Measurement& m, const char* work_key) {
@@ -243,18 +281,21 @@ void OfflineBench::Print(std::ostream& out) const {
   out << "model " << name_ << " (" << report["parameters"] << " parameters), backend "
       << backend_->name() << ", " << backend_->threads() << " threads, "
       << options_.device.precision << ", depth " << options_.depth
-      << " (random keys and values), steps of " << options_.step_tokens << "\n"
+      << " (random keys and values), steps of " << options_.step_tokens << ", "
+      << options_.sequences << " sequences\n"
       << std::fixed;
   if (prefill_.tokens > 0) {
     out << "prefill  " << std::setw(6) << prefill_.tokens << " tokens  " << std::setprecision(2)
         << std::setw(10) << static_cast<double>(prefill_.tokens) / prefill_.seconds << " tokens/s  "
-        << std::setprecision(1) << prefill_.work / prefill_.seconds / 1e9 << " GFLOP/s\n";
+        << std::setprecision(1) << prefill_.work / prefill_.seconds / 1e9 << " GFLOP/s, "
+        << std::setprecision(3) << prefill_.seconds << " s\n";
   }
   if (decode_.tokens > 0) {
     out << "decode   " << std::setw(6) << decode_.tokens << " tokens  " << std::setprecision(2)
         << std::setw(10) << static_cast<double>(decode_.tokens) / decode_.seconds << " tokens/s  "
         << std::setprecision(1) << decode_.work / decode_.seconds / 1e9
-        << " GB/s (weights and KV)\n";
+        << " GB/s (weights and KV), " << std::setprecision(3)
+        << decode_.seconds / static_cast<double>(options_.generate) * 1e3 << " ms a step\n";
   }
   out << "output hash " << report["output_hash"].get<std::string>() << "\n";
 }

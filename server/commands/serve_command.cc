@@ -8,10 +8,13 @@
 
 #include <chrono>
 #include <cstdlib>
+#include <filesystem>
 #include <utility>
 
 #include "engine/assemble.h"
+#include "engine/model/load_model.h"
 #include "server/api/api_context.h"
+#include "server/commands/device_options.h"
 #include "server/commands/served_model.h"
 #include "server/commands/version.h"
 #include "server/config/server_config.h"
@@ -24,6 +27,7 @@ namespace {
 constexpr int kExitConfig = 2;
 constexpr int kExitModel = 4;
 constexpr int kExitDevice = 5;
+constexpr uint64_t kDummySeed = 1;
 
 sigset_t HandledSignals() {
   sigset_t set;
@@ -34,7 +38,15 @@ sigset_t HandledSignals() {
 
 std::vector<std::string> Overrides(const ServeOptions& options) {
   std::vector<std::string> all = options.overrides;
-  if (!options.model.empty()) all.push_back("model.path=" + options.model);
+  const std::pair<const char*, const std::string*> values[] = {
+      {"model.path=", &options.model},
+      {"model.load_format=", &options.load_format},
+      {"device.kind=", &options.device},
+      {"device.precision=", &options.precision},
+  };
+  for (const auto& [key, value] : values) {
+    if (!value->empty()) all.push_back(key + *value);
+  }
   if (!options.host.empty()) {
     all.push_back("http.host=" + options.host);
     all.push_back("grpc.host=" + options.host);
@@ -56,15 +68,15 @@ void SetUpLog(const LogOptions& options) {
   spdlog::set_default_logger(std::move(logger));
 }
 
-engine::AssemblyOptions AssemblyFrom(const ServerConfig& config) {
-  engine::AssemblyOptions options;
-  options.engine = config.engine;
-  options.kv = config.kv;
-  options.backend.precision = config.cpu.precision == "fp32" ? DType::kF32 : DType::kBF16;
-  options.backend.threads = static_cast<int>(config.cpu.threads);
-  options.backend.pin_threads = config.cpu.pin_threads;
-  options.backend.isa_max = config.cpu.isa_max;
-  return options;
+Result<std::unique_ptr<kernels::Backend>> BackendFrom(const ServerConfig& config) {
+  kernels::BackendOptions options;
+  options.deterministic = config.engine.deterministic;
+  options.device_ordinal = static_cast<int>(config.device.ordinal);
+  options.threads = static_cast<int>(config.cpu.threads);
+  options.pin_threads = config.cpu.pin_threads;
+  options.isa_max = config.cpu.isa_max;
+  return MakeBackendFor({.device = config.device.kind, .precision = config.device.precision},
+                        std::move(options));
 }
 
 // Everything that stands behind the listeners, in the order in which it may be torn down (last
@@ -114,8 +126,33 @@ std::unique_ptr<ApiContext> MakeApiContext(const ServerConfig& config, Stack& st
   });
 }
 
+// The model's texts, and how to load its weights: of the folder, or random ones of a shape.
+Result<engine::ModelLoader> OpenModel(const ModelOptions& model, int64_t context_tokens,
+                                      ServedModel& served) {
+  const bool dummy = model.load_format == "dummy";
+  LACUNA_ASSIGN_OR_RETURN(std::shared_ptr<engine::Folder> folder,
+                          OpenModelFolder(dummy ? "" : model.path));
+  LACUNA_ASSIGN_OR_RETURN(served, LoadServedModel(*folder));
+  if (!dummy) {
+    return engine::ModelLoader([folder = std::move(folder), context_tokens](auto& backend) {
+      return engine::LoadModel(*folder, backend, context_tokens);
+    });
+  }
+  LACUNA_ASSIGN_OR_RETURN(engine::ModelConfig shape, engine::ReadShape(model.path));
+  served.name = std::filesystem::path(model.path).stem().string();
+  return engine::ModelLoader([shape = std::move(shape), context_tokens](auto& backend) {
+    return engine::MakeRandomModel(shape, kDummySeed, backend, context_tokens);
+  });
+}
+
+int ExitCodeOf(const Status& status) {
+  const bool device =
+      status.code() == StatusCode::kExhausted || status.code() == StatusCode::kUnavailable;
+  return device ? kExitDevice : kExitModel;
+}
+
 // 0, or the exit code; the line was told.
-int Load(const ServerConfig& config, Stack& stack, std::ostream& err) {
+int Load(const ServerConfig& config, const ServeOptions& options, Stack& stack, std::ostream& err) {
   const auto fail = [&err](int code, const Status& status) {
     err << "lacuna: " << status.message() << std::endl;
     return code;
@@ -124,17 +161,14 @@ int Load(const ServerConfig& config, Stack& stack, std::ostream& err) {
   if (!admit.ok()) return fail(kExitConfig, admit.status());
   stack.admit = std::move(*admit);
 
-  const auto folder = OpenModelFolder(config.model.path);
-  if (!folder.ok()) return fail(kExitModel, folder.status());
-  auto served = LoadServedModel(**folder);
-  if (!served.ok()) return fail(kExitModel, served.status());
-  stack.served = std::move(*served);
-  auto assembly = engine::Assemble(**folder, AssemblyFrom(config), stack.clock);
-  if (!assembly.ok()) {
-    const bool device = assembly.status().code() == StatusCode::kExhausted ||
-                        assembly.status().code() == StatusCode::kUnavailable;
-    return fail(device ? kExitDevice : kExitModel, assembly.status());
-  }
+  const auto loader = OpenModel(config.model, config.engine.context_tokens_max, stack.served);
+  if (!loader.ok()) return fail(kExitModel, loader.status());
+  auto backend = BackendFrom(config);
+  if (!backend.ok()) return fail(ExitCodeOf(backend.status()), backend.status());
+  auto assembly = engine::Assemble(
+      std::move(*backend), *loader,
+      {.engine = config.engine, .kv = config.kv, .wrap_runner = options.wrap_runner}, stack.clock);
+  if (!assembly.ok()) return fail(ExitCodeOf(assembly.status()), assembly.status());
   stack.assembly = std::move(*assembly);
   const int64_t vocab_size = stack.assembly.model->info().vocab_size;
   if (stack.served.tokenizer->vocab_size() > vocab_size) {
@@ -207,7 +241,7 @@ int RunServe(const ServeOptions& options, std::ostream& out, std::ostream& err) 
   setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);  // its failures come back as a Status
 
   Stack stack;
-  if (const int code = Load(config, stack, err); code != 0) return code;
+  if (const int code = Load(config, options, stack, err); code != 0) return code;
   stack.assembly.engine->Start();
   auto http = HttpServer::Start(config.http, *stack.api);
   if (!http.ok()) {

@@ -7,6 +7,7 @@
 
 #include "engine/loader/checkpoint.h"
 #include "engine/model/load_model.h"
+#include "server/commands/solo_runner.h"
 
 namespace lacuna::server {
 namespace {
@@ -87,8 +88,8 @@ Status ContinueGreedily(SoloRunner& runner, const Expected& expected, TensorView
            scores[static_cast<size_t>(got)] - scores[static_cast<size_t>(want)]});
     }
     if (i + 1 == expected.greedy.size()) break;
-    LACUNA_ASSIGN_OR_RETURN(logits, runner.RunStep(expected.greedy.subspan(i, 1), position++,
-                                                   /*decode=*/true, /*logits_from=*/0));
+    LACUNA_ASSIGN_OR_RETURN(logits, runner.RunForLogits(expected.greedy.subspan(i, 1), position++,
+                                                        /*decode=*/true, /*logits_from=*/0));
     row = logits.as<const float>();
   }
   return OkStatus();
@@ -105,9 +106,13 @@ Result<VerifyReport> RunOnce(const VerifyOptions& options, kernels::Backend& bac
   const int64_t prompt = static_cast<int64_t>(expected.input_ids.size());
   const int64_t total = prompt + static_cast<int64_t>(expected.greedy.size());
   LACUNA_ASSIGN_OR_RETURN(const std::unique_ptr<SoloRunner> runner,
-                          SoloRunner::Create(*model, backend, total, prompt, prompt));
+                          SoloRunner::Create(*model, backend,
+                                             {.tokens_max = total,
+                                              .step_tokens_max = prompt,
+                                              .logit_rows_max = prompt,
+                                              .graphs = false}));
   LACUNA_ASSIGN_OR_RETURN(const TensorView logits,
-                          runner->RunStep(expected.input_ids, 0, /*decode=*/false, 0));
+                          runner->RunForLogits(expected.input_ids, 0, /*decode=*/false, 0));
   VerifyReport report;
   report.bf16_rope = bf16_rope;
   CompareLogits(logits, expected.logits, report);

@@ -8,7 +8,7 @@
 
 #include "kernels/core/ids.h"
 #include "kernels/core/status.h"
-#include "server/commands/solo_runner.h"
+#include "server/commands/device_options.h"
 
 namespace lacuna::server {
 

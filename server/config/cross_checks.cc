@@ -51,6 +51,9 @@ void CheckEngine(const ServerConfig& config, ConfigErrors& errors) {
 }
 
 void CheckNames(const ModelOptions& model, ConfigErrors& errors) {
+  if (model.load_format == "dummy" && model.path.empty()) {
+    errors.Add("model.path", "\"\"", "a shape (configs/shapes) with model.load_format dummy");
+  }
   std::vector<std::string> names = model.aliases;
   if (!model.served_name.empty()) names.push_back(model.served_name);
   std::sort(names.begin(), names.end());

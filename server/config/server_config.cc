@@ -19,9 +19,26 @@ const std::vector<Field<ModelOptions>>& ModelFields() {
   static const std::vector<Field<O>> kFields = {
       {"path", "Folder of a Hugging Face model; empty: the embedded recall-12m.", &O::path, 0,
        4096},
+      {"load_format",
+       "auto: the folder's weights; dummy: random weights of the shape in path (a folder's "
+       "config.json, or such a file), with the tokenizer of recall-12m.",
+       &O::load_format, 1, 8, "auto|dummy"},
       {"served_name", "Name of the model in requests; empty: the folder's name.", &O::served_name,
        0, 256},
       {"aliases", "Further names that requests may use.", &O::aliases, 0, 64},
+  };
+  return kFields;
+}
+
+const std::vector<Field<DeviceConfig>>& DeviceFields() {
+  using O = DeviceConfig;
+  static const std::vector<Field<O>> kFields = {
+      {"kind",
+       "Where the model runs; auto: on the GPU if there is one that works, else on the CPU.",
+       &O::kind, 1, 8, "auto|cpu|cuda"},
+      {"precision", "Type of weights and KV: bf16 or (GPU) f16 to serve, fp32 to verify.",
+       &O::precision, 1, 8, "bf16|f16|fp32"},
+      {"ordinal", "Which GPU, as nvidia-smi counts.", &O::ordinal, 0, 63},
   };
   return kFields;
 }
@@ -33,8 +50,6 @@ const std::vector<Field<CpuOptions>>& CpuFields() {
       {"pin_threads", "Tie each computing thread to one processor.", &O::pin_threads},
       {"isa_max", "Highest instruction set to use; the processor's own is the other limit.",
        &O::isa_max, 1, 16, "auto|scalar|avx2|avx512|avx512_bf16|amx"},
-      {"precision", "Type of weights and KV: bf16 to serve, fp32 to verify.", &O::precision, 1, 8,
-       "bf16|fp32"},
   };
   return kFields;
 }
@@ -55,6 +70,7 @@ std::vector<BoundSection> Bind(ServerConfig& config) {
       {"engine", "Continuous batching: what runs at once, what waits.",
        BindFields(engine::EngineFields(), config.engine)},
       {"kv", "The paged KV cache.", BindFields(kvcache::KvFields(), config.kv)},
+      {"device", "What computes, and how exactly.", BindFields(DeviceFields(), config.device)},
       {"cpu", "The CPU backend.", BindFields(CpuFields(), config.cpu)},
       {"http", "The HTTP listener and the limits of its protocol.",
        BindFields(HttpFields(), config.http)},
@@ -99,7 +115,10 @@ std::string Quoted(const std::string& text) {
 void CheckFiles(const ServerConfig& config, ConfigErrors& errors) {
   std::error_code ignored;
   const std::string& model = config.model.path;
-  if (!model.empty() && !std::filesystem::is_directory(model, ignored)) {
+  const bool dummy = config.model.load_format == "dummy";
+  const bool is_there = std::filesystem::is_directory(model, ignored) ||
+                        (dummy && std::filesystem::is_regular_file(model, ignored));
+  if (!model.empty() && !is_there) {
     errors.Add("model.path", Quoted(model), "an existing folder");
   }
   const std::string& keys = config.admit.api_keys_file;

@@ -21,15 +21,21 @@ namespace lacuna::server {
 
 struct ModelOptions final {
   std::string path;                  // empty: the embedded recall-12m
+  std::string load_format = "auto";  // auto: the folder's files; dummy: random weights
   std::string served_name;           // empty: the folder's name
   std::vector<std::string> aliases;  // further names that requests may use
+};
+
+struct DeviceConfig final {
+  std::string kind = "auto";       // auto | cpu | cuda
+  std::string precision = "bf16";  // of weights and KV: bf16 | f16 | fp32
+  int64_t ordinal = 0;             // of the GPU
 };
 
 struct CpuOptions final {
   int64_t threads = 0;  // 0: all processors
   bool pin_threads = true;
-  std::string isa_max = "auto";    // kernels::cpu::ParseIsa
-  std::string precision = "bf16";  // of weights and KV
+  std::string isa_max = "auto";  // kernels::cpu::ParseIsa
 };
 
 struct LogOptions final {
@@ -41,6 +47,7 @@ struct ServerConfig final {
   ModelOptions model;
   engine::EngineConfig engine;
   kvcache::KvConfig kv;
+  DeviceConfig device;
   CpuOptions cpu;
   HttpOptions http;
   GrpcOptions grpc;

@@ -45,7 +45,7 @@ TEST(ConfigErrors, OverridesWordForWord) {
       {"engin.running_max=1", "engin: got an unknown key, need engine (the nearest known key)"},
       {"http.queue_len_max=1",
        "http.queue_len_max: got an unknown key, need engine.queue_len_max (it lives there)"},
-      {"cpu.precision=int8", R"(cpu.precision: got "int8", need one of bf16, fp32)"},
+      {"device.precision=int8", R"(device.precision: got "int8", need one of bf16, f16, fp32)"},
       {std::string("log.level=\n\xff"),
        R"(log.level: got "\n\ufffd", need one of trace, debug, info, warn, error, off)"},
   };
@@ -102,7 +102,7 @@ TEST(ConfigErrors, AbsurdFiles) {
 }
 
 const std::vector<Case>& FileCases() {
-  const std::string sections = "model, engine, kv, cpu, http, grpc, limits, admit, log";
+  const std::string sections = "model, engine, kv, device, cpu, http, grpc, limits, admit, log";
   const std::string json = "), need valid JSON with // comments";
   const std::string listen =
       "need a loopback address, or admit.api_keys_file, or admit.allow_public_without_key";
@@ -150,7 +150,8 @@ const std::vector<Case>& FileCases() {
        {"engine.runing_max: got an unknown key, need engine.running_max (the nearest known key)"}},
       {R"({"engine": {"maximum": 1}})",
        {"engine.maximum: got an unknown key, need one of deterministic, step_tokens_max, "
-        "running_max, queue_len_max, queue_tokens_max, context_tokens_max, events_max"}},
+        "running_max, queue_len_max, queue_tokens_max, context_tokens_max, cuda_graphs, "
+        "events_max"}},
       {R"({"http": {"page_tokens": 16}})",
        {"http.page_tokens: got an unknown key, need kv.page_tokens (it lives there)"}},
       {"{\"log\": {\"a\\nb\": 1}}", {"log.a?b: got an unknown key, need one of level, json"}},

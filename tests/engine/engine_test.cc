@@ -358,6 +358,107 @@ TEST(EngineTest, MaxTokensZeroEndsAfterThePrompt) {
   }
 }
 
+// An asynchronous runner: the next step is launched before the results of the one before are seen.
+FakeRunner::Shape AsynchronousShape() {
+  FakeRunner::Shape shape = SmallShape();
+  shape.group_pages = {200};
+  shape.asynchronous = true;
+  return shape;
+}
+
+TEST(EngineAheadTest, TokensAreTheSameAndTakenFromTheStepBefore) {
+  ManualClock clock;
+  TestEngine test = MakeTestEngine(AsynchronousShape(), {.step_tokens_max = 8}, clock);
+  std::vector<RequestStream> streams;
+  for (TokenId i = 0; i < 6; ++i) {
+    auto stream = test.engine->Submit(MakeRequest(Prompt(5 + 7 * i, i), 20 + i));
+    ASSERT_TRUE(stream.ok());
+    streams.push_back(std::move(*stream));
+  }
+  RunDry(*test.engine);
+  for (TokenId i = 0; i < 6; ++i) {
+    Heard heard;
+    heard.Drain(streams[static_cast<size_t>(i)]);
+    EXPECT_EQ(heard.tokens, Reference(test.shape, Prompt(5 + 7 * i, i), 20 + i));
+    EXPECT_EQ(heard.terminals, 1);
+  }
+  EXPECT_EQ(test.runner->launched_ahead, test.runner->runs - 1);  // all but the first
+  EXPECT_GT(test.runner->pending_tokens_run, 100);
+  EXPECT_TRUE(test.runner->faults.empty()) << test.runner->faults.front();
+}
+
+TEST(EngineAheadTest, ASequenceThatEndsByLengthIsNotRunAgain) {
+  ManualClock clock;
+  TestEngine test = MakeTestEngine(AsynchronousShape(), {}, clock);
+  EXPECT_EQ(RunOne(test, MakeRequest(Prompt(10), 9)).tokens, Reference(test.shape, Prompt(10), 9));
+  EXPECT_EQ(test.runner->runs, 9);
+  EXPECT_EQ(test.runner->launched_ahead, 8);
+}
+
+TEST(EngineAheadTest, AStoppedOneIsDroppedFromTheStepUnderWay) {
+  const std::vector<TokenId> reference = Reference(SmallShape(), Prompt(5), 6);
+  ManualClock clock;
+  TestEngine test = MakeTestEngine(AsynchronousShape(), {}, clock, {reference[3]});
+  ASSERT_EQ(std::count(reference.begin(), reference.begin() + 3, reference[3]), 0);
+  auto other = test.engine->Submit(MakeRequest(Prompt(9, 4), 30));
+  const Heard heard = RunOne(test, MakeRequest(Prompt(5), 6));
+  EXPECT_EQ(heard.tokens, std::vector<TokenId>(reference.begin(), reference.begin() + 3));
+  EXPECT_EQ(heard.finished->reason, FinishReason::kStop);
+  Heard rest;
+  rest.Drain(*other);
+  EXPECT_EQ(rest.tokens,
+            Reference(test.shape, Prompt(9, 4), rest.finished->usage.completion_tokens));
+  EXPECT_TRUE(test.runner->faults.empty()) << test.runner->faults.front();
+}
+
+TEST(EngineAheadTest, PenaltiesWaitForTheToken) {
+  ManualClock clock;
+  TestEngine test = MakeTestEngine(AsynchronousShape(), {}, clock);
+  Request request = MakeRequest(Prompt(6), 20);
+  request.sampling.repetition_penalty = 1.1;
+  const Heard heard = RunOne(test, request);
+  EXPECT_EQ(heard.tokens, Reference(test.shape, Prompt(6), 20));
+  EXPECT_EQ(test.runner->launched_ahead, 0);
+}
+
+TEST(EngineAheadTest, CancelUnderWayGivesBackPagesAtOnce) {
+  ManualClock clock;
+  TestEngine test = MakeTestEngine(AsynchronousShape(), {}, clock);
+  auto stream = test.engine->Submit(MakeRequest(Prompt(5), 50));
+  for (int i = 0; i < 3; ++i) test.engine->StepOnce();
+  stream->Cancel();
+  test.engine->StepOnce();
+  EXPECT_TRUE(test.engine->Idle());
+  EXPECT_EQ(test.engine->page_counts()[0].used, 0);
+  Heard heard;
+  heard.Drain(*stream);
+  EXPECT_EQ(heard.finished->reason, FinishReason::kCancelled);
+  EXPECT_FALSE(test.engine->StepOnce());
+  EXPECT_EQ(test.runner->runs, 4);  // the step under way was waited for
+  EXPECT_EQ(RunOne(test, MakeRequest(Prompt(7), 4)).tokens, Reference(test.shape, Prompt(7), 4));
+}
+
+TEST(EngineAheadTest, ADeviceErrorOfEitherKindFailsAll) {
+  for (const bool at_launch : {true, false}) {
+    ManualClock clock;
+    TestEngine test = MakeTestEngine(AsynchronousShape(), {}, clock);
+    auto first = test.engine->Submit(MakeRequest(Prompt(5), 20));
+    auto second = test.engine->Submit(MakeRequest(Prompt(9), 20));
+    test.engine->StepOnce();
+    (at_launch ? test.runner->fail_launch : test.runner->fail_next) = InternalError("device lost");
+    test.engine->StepOnce();
+    EXPECT_TRUE(test.engine->Idle());
+    EXPECT_FALSE(test.engine->healthy());
+    for (RequestStream* stream : {&*first, &*second}) {
+      Heard heard;
+      heard.Drain(*stream);
+      EXPECT_EQ(heard.terminals, 1);
+      EXPECT_EQ(heard.failed->status.message(), "device lost");
+    }
+    EXPECT_TRUE(test.engine->CheckInvariants().ok());
+  }
+}
+
 TEST(EngineTest, StopFailsWhatIsLeft) {
   ManualClock clock;
   TestEngine test = MakeTestEngine(SmallShape(), {}, clock);

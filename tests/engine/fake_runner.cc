@@ -38,34 +38,63 @@ TokenId FakeRunner::Next(const Shape& shape, std::span<const TokenId> tokens) {
   return static_cast<TokenId>(hash % static_cast<uint64_t>(shape.vocab_size));
 }
 
-void FakeRunner::Write(const StepSequence& sequence) {
+Result<StepKind> FakeRunner::Launch(const StepBatch& batch) {
+  if (!fail_launch.ok()) return std::exchange(fail_launch, OkStatus());
+  batch_max = std::max(batch_max, static_cast<int64_t>(batch.sequences.size()));
+  rows_max = std::max(rows_max, static_cast<int64_t>(batch.rows.size()));
+  launched_ahead += !steps_.empty();
+  bool decode = false, prefill = false;
+  size_t rows = 0;
+  Step step{.work = {}, .rows = batch.rows, .edits = batch.edits};
+  for (const StepSequence& s : batch.sequences) {
+    (s.decode ? decode : prefill) = true;
+    if (s.logits_from >= 0) rows += s.tokens.size() - static_cast<size_t>(s.logits_from);
+    Work work{.tokens = {s.tokens.begin(), s.tokens.end()},
+              .sampled_row = s.sampled_row,
+              .first_position = s.first_position,
+              .logits_from = s.logits_from,
+              .pages = {},
+              .logical = {}};
+    for (const kvcache::PageSpan& span : s.pages) {
+      work.pages.emplace_back(span.pages.begin(), span.pages.end());
+      work.logical.emplace_back(span.logical.begin(), span.logical.end());
+    }
+    step.work.push_back(std::move(work));
+  }
+  if (rows != batch.rows.size()) faults.push_back("rows that are not those of the sequences");
+  if (steps_.size() >= (shape_.asynchronous ? 2u : 1u)) faults.push_back("too many steps at once");
+  mixed_steps += decode && prefill;
+  steps_.push_back(std::move(step));
+  return StepKind::kEager;
+}
+
+void FakeRunner::Write(const Work& work) {
   for (size_t g = 0; g < shape_.groups.size(); ++g) {
-    const kvcache::PageSpan& span = sequence.pages[g];
-    if (!std::ranges::is_sorted(span.logical, std::less_equal<>())) faults.push_back("order");
-    for (size_t i = 0; i < sequence.tokens.size(); ++i) {
-      const int64_t position = sequence.first_position + static_cast<int64_t>(i);
-      const auto logical = static_cast<int32_t>(position / shape_.page_tokens);
-      const auto found = std::ranges::lower_bound(span.logical, logical);
-      if (found == span.logical.end() || *found != logical) {
+    const std::vector<int32_t>& logical = work.logical[g];
+    if (!std::ranges::is_sorted(logical, std::less_equal<>())) faults.push_back("order");
+    for (size_t i = 0; i < work.tokens.size(); ++i) {
+      const int64_t position = work.first_position + static_cast<int64_t>(i);
+      const auto index = static_cast<int32_t>(position / shape_.page_tokens);
+      const auto found = std::ranges::lower_bound(logical, index);
+      if (found == logical.end() || *found != index) {
         faults.push_back("no page for position " + std::to_string(position));
         continue;
       }
-      const int32_t page = span.pages[static_cast<size_t>(found - span.logical.begin())];
-      *At(g, page, position % shape_.page_tokens) = {sequence.tokens[i],
+      const int32_t page = work.pages[g][static_cast<size_t>(found - logical.begin())];
+      *At(g, page, position % shape_.page_tokens) = {work.tokens[i],
                                                      static_cast<int32_t>(position)};
     }
   }
 }
 
-uint64_t FakeRunner::Read(const StepSequence& sequence, int64_t position) {
+uint64_t FakeRunner::Read(const Work& work, int64_t position) {
   uint64_t hash = 1;
   for (size_t g = 0; g < shape_.groups.size(); ++g) {
-    const kvcache::PageSpan& span = sequence.pages[g];
-    for (size_t p = 0; p < span.pages.size(); ++p) {
+    for (size_t p = 0; p < work.pages[g].size(); ++p) {
       for (int64_t offset = 0; offset < shape_.page_tokens; ++offset) {
-        const int64_t key = span.logical[p] * shape_.page_tokens + offset;
+        const int64_t key = work.logical[g][p] * shape_.page_tokens + offset;
         if (key > position || !Sees(shape_.groups[g], position, key)) continue;
-        const Cell& cell = *At(g, span.pages[p], offset);
+        const Cell& cell = *At(g, work.pages[g][p], offset);
         if (cell.position != key) faults.push_back("stale cell at " + std::to_string(key));
         hash = Mix(Mix(hash, static_cast<uint64_t>(key)), static_cast<uint64_t>(cell.token));
       }
@@ -74,34 +103,43 @@ uint64_t FakeRunner::Read(const StepSequence& sequence, int64_t position) {
   return hash;
 }
 
-Result<TensorView> FakeRunner::Run(const StepBatch& batch) {
-  ++runs;
-  batch_max = std::max(batch_max, static_cast<int64_t>(batch.sequences.size()));
-  bool decode = false, prefill = false;
-  int64_t rows = 0;
-  for (const StepSequence& s : batch.sequences) {
-    Write(s);
-    (s.decode ? decode : prefill) = true;
-    tokens_run += static_cast<int64_t>(s.tokens.size());
-    if (s.logits_from >= 0) rows += static_cast<int64_t>(s.tokens.size()) - s.logits_from;
-  }
-  mixed_steps += decode && prefill;
-  rows_max = std::max(rows_max, rows);
-  if (!fail_next.ok()) return std::exchange(fail_next, OkStatus());
-  logits_.assign(static_cast<size_t>(rows * shape_.vocab_size), 0.0f);
-  float* row = logits_.data();
-  for (const StepSequence& s : batch.sequences) {
-    if (s.logits_from < 0) continue;
-    for (auto i = static_cast<size_t>(s.logits_from); i < s.tokens.size(); ++i) {
-      const int64_t position = s.first_position + static_cast<int64_t>(i);
-      row[Read(s, position) % static_cast<uint64_t>(shape_.vocab_size)] = 10.0f;
-      if (nan_after >= 0 && s.tokens[i] == nan_after) {
-        row[0] = std::numeric_limits<float>::quiet_NaN();
+void FakeRunner::Sample(const Step& step) {
+  std::vector<kernels::SampleResult> results;
+  for (const Work& work : step.work) {
+    if (work.logits_from < 0) continue;
+    for (auto i = static_cast<size_t>(work.logits_from); i < work.tokens.size(); ++i) {
+      if (results.size() == step.rows.size()) return;  // Launch has told
+      const int64_t position = work.first_position + static_cast<int64_t>(i);
+      logits_.assign(static_cast<size_t>(shape_.vocab_size), 0.0f);
+      logits_[Read(work, position) % static_cast<uint64_t>(shape_.vocab_size)] = 10.0f;
+      if (nan_after >= 0 && work.tokens[i] == nan_after) {
+        logits_[0] = std::numeric_limits<float>::quiet_NaN();
       }
-      row += shape_.vocab_size;
+      const kernels::SampleRow& row = step.rows[results.size()];
+      const std::span edits(step.edits.data() + row.edits_begin,
+                            static_cast<size_t>(row.edits_end - row.edits_begin));
+      results.push_back(kernels::cpu::SampleOneRow(logits_, row, edits, nullptr, scratch_));
     }
   }
-  return TensorView(logits_.data(), DType::kF32, {rows, shape_.vocab_size});
+  results_ = std::move(results);
+}
+
+Result<std::span<const kernels::SampleResult>> FakeRunner::Wait() {
+  if (steps_.empty()) return InternalError("nothing was launched");
+  Step step = std::move(steps_.front());
+  steps_.pop_front();
+  ++runs;
+  for (Work& work : step.work) {
+    if (work.sampled_row >= 0) {
+      ++pending_tokens_run;
+      work.tokens.at(0) = results_.at(static_cast<size_t>(work.sampled_row)).token;
+    }
+    Write(work);
+    tokens_run += static_cast<int64_t>(work.tokens.size());
+  }
+  if (!fail_next.ok()) return std::exchange(fail_next, OkStatus());
+  Sample(step);
+  return std::span<const kernels::SampleResult>(results_);
 }
 
 }  // namespace lacuna::engine

@@ -1,14 +1,21 @@
 // Same answer by different roads: temperature 0, deterministic mode, the real engine, executor and
 // backend. Tokens and the bits of their log probabilities must be equal, and each test proves that
-// the road was taken.
+// the road was taken. Backends: the CPU, the CPU behind a device of its own (tests/device), and a
+// GPU where there is one (LACUNA_REQUIRE_CUDA=1: where there must be one).
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <random>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "engine/assemble.h"
+#include "engine/model/load_model.h"
+#include "kernels/make_backend.h"
+#include "tests/device/split_backend.h"
 
 namespace lacuna::engine {
 namespace {
@@ -42,14 +49,46 @@ std::vector<Ask> RandomAsks(int count, int64_t vocab, uint32_t seed, int tokens_
   return asks;
 }
 
-class EqualityTest : public testing::TestWithParam<const char*> {
+using Case = std::tuple<std::string, std::string>;  // model, backend: cpu | split | cuda
+
+class EqualityTest : public testing::TestWithParam<Case> {
  protected:
+  static const std::string& backend_name() { return std::get<1>(GetParam()); }
+  // A device with memory of its own: steps overlap, decode steps are graphs.
+  static bool separate() { return backend_name() != "cpu"; }
+
+  void SetUp() override {
+    if (backend_name() != "cuda") return;
+    const auto backend = kernels::MakeBackend(kernels::DeviceKind::kCuda, {});
+    if (backend.ok()) return;
+    const char* required = std::getenv("LACUNA_REQUIRE_CUDA");
+    if (required != nullptr && std::string(required) == "1") FAIL() << backend.status().ToString();
+    GTEST_SKIP() << backend.status().ToString();
+  }
+
   // An engine that runs on the test's thread.
-  void Make(const AssemblyOptions& options) {
-    const auto folder = Folder::Open(std::string("tests/data/golden/") + GetParam());
+  void Make(const AssemblyOptions& options, int threads = 2,
+            const std::string& backend = backend_name()) {
+    const std::string& model = std::get<0>(GetParam());
+    const auto folder =
+        Folder::Open(model == "recall-12m" ? "models/recall-12m" : "tests/data/golden/" + model);
     ASSERT_TRUE(folder.ok()) << folder.status().ToString();
     assembly_ = {};  // the last engine goes before its parts are replaced
-    auto assembly = Assemble(**folder, options, clock_);
+    const kernels::BackendOptions backend_options{.deterministic = options.engine.deterministic,
+                                                  .threads = threads};
+    std::unique_ptr<kernels::Backend> made;
+    if (backend == "split") {
+      made = kernels::MakeSplitBackend(backend_options);
+    } else {
+      auto real = kernels::MakeBackend(
+          backend == "cpu" ? kernels::DeviceKind::kCpu : kernels::DeviceKind::kCuda,
+          backend_options);
+      ASSERT_TRUE(real.ok()) << real.status().ToString();
+      made = std::move(*real);
+    }
+    auto assembly = Assemble(
+        std::move(made), [&](kernels::Backend& target) { return LoadModel(**folder, target); },
+        options, clock_);
     ASSERT_TRUE(assembly.ok()) << assembly.status().ToString();
     assembly_ = std::move(*assembly);
   }
@@ -57,9 +96,9 @@ class EqualityTest : public testing::TestWithParam<const char*> {
   static AssemblyOptions Options() {
     AssemblyOptions options;
     options.engine.deterministic = true;
+    options.engine.running_max = 16;
     options.kv.page_tokens = 16;
     options.kv.prefix_cache = false;
-    options.backend.threads = 2;
     return options;
   }
 
@@ -195,21 +234,81 @@ TEST_P(EqualityTest, PreemptedIsNot) {
 }
 
 TEST_P(EqualityTest, ThreadsDoNotMatter) {
+  if (backend_name() == "cuda") GTEST_SKIP() << "the GPU's threads are its own affair";
   Make(Options());
   const std::vector<Ask> asks = RandomAsks(5, vocab(), 5);
   const std::vector<Answer> two = AskAll(asks);
+  for (const int threads : {1, 3}) {
+    Make(Options(), threads);
+    EXPECT_EQ(AskAll(asks), two);
+    EXPECT_EQ(assembly_.backend->threads(), threads);
+  }
+}
+
+TEST_P(EqualityTest, GraphIsEager) {
+  if (!separate()) GTEST_SKIP() << "the CPU records no graphs";
+  Make(Options());
+  const std::vector<Ask> asks = RandomAsks(11, vocab(), 6);
+  const std::vector<Answer> graph = AskAll(asks);
+  const uint64_t graph_steps = stats().graph_steps;
+  EXPECT_GE(graph_steps, 20u);
+  EXPECT_EQ(graph_steps + stats().eager_steps, stats().steps);
   AssemblyOptions options = Options();
-  options.backend.threads = 1;
+  options.engine.cuda_graphs = false;
   Make(options);
-  EXPECT_EQ(AskAll(asks), two);
-  options.backend.threads = 3;
+  EXPECT_EQ(AskAll(asks), graph);
+  EXPECT_EQ(stats().graph_steps, 0u);
+  EXPECT_GE(stats().eager_steps, graph_steps);
+}
+
+// Whatever the size of the batch, and so of the graph and its padding.
+TEST_P(EqualityTest, EveryBatchSizeGivesTheSame) {
+  AssemblyOptions options = Options();
+  options.engine.running_max = 9;  // graphs of 1, 2, 4, 8 and 9 rows
   Make(options);
-  EXPECT_EQ(AskAll(asks), two);
-  EXPECT_EQ(assembly_.backend->threads(), 3);
+  const std::vector<Ask> asks = RandomAsks(9, vocab(), 7, 5, 40);
+  const std::vector<Answer> alone = AskEachAlone(asks);
+  for (size_t count = 2; count <= asks.size(); ++count) {
+    const std::vector<Ask> some(asks.begin(), asks.begin() + static_cast<ptrdiff_t>(count));
+    const std::vector<Answer> expected(alone.begin(),
+                                       alone.begin() + static_cast<ptrdiff_t>(count));
+    EXPECT_EQ(AskAll(some), expected) << count;
+  }
+}
+
+// The same kernels behind a device that runs late and has memory of its own.
+TEST_P(EqualityTest, ASeparateDeviceGivesTheTokensOfTheCpu) {
+  if (backend_name() != "split") GTEST_SKIP() << "another device has other kernels";
+  Make(Options());
+  const std::vector<Ask> asks = RandomAsks(8, vocab(), 8);
+  const std::vector<Answer> split = AskAll(asks);
+  const auto& device = static_cast<const kernels::SplitBackend&>(*assembly_.backend);
+  const kernels::SplitCounts before = device.counts();
+  const uint64_t steps_before = stats().steps;
+  EXPECT_EQ(AskAll(asks), split);
+  const kernels::SplitCounts& after = device.counts();
+  const auto steps = static_cast<int64_t>(stats().steps - steps_before);
+  // One copy in, one out, one wait, no memory: per step.
+  EXPECT_EQ(after.copies_in - before.copies_in, steps);
+  EXPECT_LE(after.copies_out - before.copies_out, steps);
+  EXPECT_EQ(after.waits - before.waits, steps);
+  EXPECT_EQ(after.allocations, before.allocations);
+  EXPECT_GT(after.graph_launches - before.graph_launches, steps / 2);
+  EXPECT_EQ(after.graphs, before.graphs);
+  Make(Options(), 2, "cpu");
+  EXPECT_EQ(AskAll(asks), split);
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, EqualityTest,
-                         testing::Values("llama", "qwen3", "mistral", "gemma2", "gemma3_text"));
+                         testing::Combine(testing::Values("llama", "qwen3", "mistral", "gemma2",
+                                                          "gemma3_text", "recall-12m"),
+                                          testing::Values("cpu", "split", "cuda")),
+                         [](const testing::TestParamInfo<Case>& param) {
+                           std::string name =
+                               std::get<0>(param.param) + "_" + std::get<1>(param.param);
+                           std::ranges::replace(name, '-', '_');
+                           return name;
+                         });
 
 }  // namespace
 }  // namespace lacuna::engine

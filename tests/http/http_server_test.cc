@@ -96,9 +96,13 @@ class Client final {
 class SlowRunner final : public engine::StepRunner {
  public:
   explicit SlowRunner(const engine::FakeRunner::Shape& shape) : runner_(shape) {}
-  Result<TensorView> Run(const engine::StepBatch& batch) override {
+  bool asynchronous() const override { return false; }
+  Result<engine::StepKind> Launch(const engine::StepBatch& batch) override {
+    return runner_.Launch(batch);
+  }
+  Result<std::span<const kernels::SampleResult>> Wait() override {
     usleep(1000);
-    return runner_.Run(batch);
+    return runner_.Wait();
   }
 
  private:

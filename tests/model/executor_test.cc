@@ -50,9 +50,10 @@ class ExecutorTest : public testing::TestWithParam<const char*> {
                                               kPageTokens, backend_->act_dtype());
     ASSERT_TRUE(storage.ok());
     storage_ = std::move(*storage);
-    auto executor = MakeExecutor(*model_, *backend_, *storage_, limits);
+    auto executor = MakeExecutor(*model_, *backend_, limits);
     ASSERT_TRUE(executor.ok()) << executor.status().ToString();
     executor_ = std::move(*executor);
+    ASSERT_TRUE(executor_->Attach(*storage_).ok());
   }
 
   // Pages from `first` on, by `stride`: scattered over the pool.
@@ -88,7 +89,8 @@ class ExecutorTest : public testing::TestWithParam<const char*> {
   }
 
   std::vector<float> Run(std::vector<StepSequence> sequences) {
-    const Result<TensorView> logits = executor_->Run({std::move(sequences)});
+    const Result<TensorView> logits =
+        executor_->RunForLogits({.sequences = std::move(sequences), .rows = {}, .edits = {}});
     EXPECT_TRUE(logits.ok()) << logits.status().ToString();
     if (!logits.ok() || logits->empty()) return {};
     const float* data = logits->as<const float>();
@@ -102,7 +104,7 @@ class ExecutorTest : public testing::TestWithParam<const char*> {
   std::unique_ptr<kernels::Backend> backend_;
   std::unique_ptr<Model> model_;
   std::unique_ptr<kvcache::KvStorage> storage_;
-  std::unique_ptr<StepRunner> executor_;
+  std::unique_ptr<Executor> executor_;
 };
 
 void ExpectSameBits(std::span<const float> a, std::span<const float> b) {
@@ -160,7 +162,10 @@ TEST_P(ExecutorTest, LogitsInPiecesAreTheSame) {
 TEST_P(ExecutorTest, MistakesOfTheLoopAreErrors) {
   Sequence a = MakeSequence(300, 7, 0, 1);
   const auto code = [&](const StepSequence& sequence) {
-    return executor_->Run({{sequence}}).status().code();
+    StepBatch batch{.sequences = {sequence}, .rows = {}, .edits = {}};
+    if (sequence.logits_from >= 0) batch.rows.resize(sequence.tokens.size());
+    if (sequence.logits_from > 0) batch.rows.resize(batch.rows.size() - 1);
+    return executor_->Launch(batch).status().code();
   };
   EXPECT_EQ(code(Step(a, 0, 300, -1)), StatusCode::kInternal);  // too many rows
   EXPECT_EQ(code(Step(a, 0, 10, 10)), StatusCode::kInternal);
@@ -176,16 +181,46 @@ TEST_P(ExecutorTest, MistakesOfTheLoopAreErrors) {
   EXPECT_EQ(code(too_far), StatusCode::kInternal);
   a.tokens[3] = 320;
   EXPECT_EQ(code(Step(a, 0, 10, -1)), StatusCode::kInternal);
-  EXPECT_TRUE(executor_->Run({}).ok());
+  StepSequence sampled = Step(a, 0, 1, 0, /*decode=*/true);
+  EXPECT_EQ(executor_->Launch({.sequences = {sampled}, .rows = {}, .edits = {}}).status().code(),
+            StatusCode::kInternal);  // a row that nobody says how to sample
+  sampled.sampled_row = 0;
+  EXPECT_EQ(code(sampled), StatusCode::kInternal);  // the CPU's host knows every token
+  EXPECT_FALSE(executor_->Wait().ok());
+  EXPECT_TRUE(executor_->Launch({}).ok());
+  EXPECT_FALSE(executor_->Launch({}).ok());  // before the first was waited for
+  EXPECT_TRUE(executor_->Wait().ok());
 }
 
 TEST_P(ExecutorTest, ImpossibleLimitsAreErrorsAtCreation) {
   for (const ExecutorLimits& limits :
        {ExecutorLimits{0, 1, 1}, ExecutorLimits{16, 0, 1}, ExecutorLimits{16, 1, 0},
         ExecutorLimits{16, 17, 1}, ExecutorLimits{int64_t{1} << 40, 1, 1}}) {
-    EXPECT_EQ(MakeExecutor(*model_, *backend_, *storage_, limits).status().code(),
+    EXPECT_EQ(MakeExecutor(*model_, *backend_, limits).status().code(),
               StatusCode::kInvalidArgument);
   }
+}
+
+TEST_P(ExecutorTest, SampledTokensAreThoseOfTheLogits) {
+  Sequence a = MakeSequence(50, 8, 0, 1), b = MakeSequence(20, 9, 10, 1);
+  const std::vector<float> of_a = RunAlone(a, 50, 45), of_b = RunAlone(b, 20, 19);
+  StepBatch batch{.sequences = {Step(a, 0, 50, 45), Step(b, 0, 20, 19)}, .rows = {}, .edits = {}};
+  batch.rows.resize(6);
+  batch.rows[2].forced_token = 7;
+  batch.edits = {{.token = 3, .bias = 1000.0f}};
+  batch.rows[5].edits_end = 1;
+  ASSERT_TRUE(executor_->Launch(batch).ok());
+  const auto results = executor_->Wait();
+  ASSERT_TRUE(results.ok()) << results.status().ToString();
+  ASSERT_EQ(results->size(), 6u);
+  for (size_t row = 0; row < 5; ++row) {
+    const auto logits = std::span(of_a).subspan(row * 320, 320);
+    const auto best = std::ranges::max_element(logits) - logits.begin();
+    EXPECT_EQ((*results)[row].token, row == 2 ? 7 : best) << row;
+    EXPECT_EQ((*results)[row].status, kernels::SampleResult::kOk);
+  }
+  EXPECT_EQ((*results)[5].token, 3);
+  EXPECT_EQ(of_b.size(), 320u);
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, ExecutorTest,

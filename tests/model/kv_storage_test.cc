@@ -35,23 +35,19 @@ TEST(KvStorage, PoolsAreDisjointAndFillTheirGroup) {
 
 TEST(SelectionBuilder, ListsAreTheSpansInOrder) {
   const std::vector<int32_t> pages = {9, 4, 7}, logical = {0, 1, 2};
-  SelectionBuilder builder;
-  builder.Reserve(2, 4);
-  EXPECT_EQ(builder.lists().lists, 0);
+  std::vector<int32_t> page_room(4, -1), logical_room(4, -1);
+  std::vector<int64_t> offsets(4, -1);
+  const SelectionArrays arrays{page_room.data(), logical_room.data(), offsets.data()};
+  SelectionBuilder builder(arrays);
   builder.AddDense({pages, logical});
+  builder.AddDense({});
   builder.AddDense({std::span(pages).subspan(2), std::span(logical).subspan(2)});
-  kernels::PageLists lists = builder.lists();
-  ASSERT_EQ(lists.lists, 2);
-  EXPECT_EQ(lists.ends[0], 3);
-  EXPECT_EQ(lists.ends[1], 4);
+  const kernels::PageLists lists = arrays.Lists(3);
+  EXPECT_EQ(offsets, (std::vector<int64_t>{0, 3, 3, 4}));
+  EXPECT_EQ(lists.ends[2], 4);
   EXPECT_EQ(lists.pages[1], 4);
   EXPECT_EQ(lists.pages[3], 7);
   EXPECT_EQ(lists.logical[3], 2);
-  builder.Clear();
-  builder.AddDense({});
-  lists = builder.lists();
-  EXPECT_EQ(lists.lists, 1);
-  EXPECT_EQ(lists.ends[0], 0);
 }
 
 TEST(SelectionBuilder, SlotsFollowThePagesAndMissingOnesAreErrors) {

@@ -1,5 +1,5 @@
-#include "engine/sample/sampler.h"
-
+// The choice of tokens as the engine asks for it: SamplingState makes the rows and edits, the CPU's
+// Sample chooses.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -8,10 +8,44 @@
 #include <numeric>
 #include <random>
 
+#include "engine/sample/sampling_state.h"
+#include "kernels/cpu/sample.h"
+
 namespace lacuna::engine {
 namespace {
 
+using kernels::SampleResult;
+
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+// One sequence that samples its rows alone. An error stands for a bad status.
+class Sampler final {
+ public:
+  Sampler(const SamplingParams& params, std::span<const TokenId> prompt,
+          std::span<const TokenId> eos)
+      : state_(params, prompt, eos, int64_t{1} << 20) {}
+
+  Result<SampleResult> Sample(std::span<float> logits, int64_t index) {
+    std::vector<kernels::LogitEdit> edits;
+    const kernels::SampleRow row = state_.MakeRow(index, edits);
+    const SampleResult result = kernels::cpu::SampleOneRow(logits, row, edits, nullptr, scratch_);
+    if (result.status != SampleResult::kOk) return InternalError(std::to_string(result.status));
+    return result;
+  }
+  void Accept(TokenId token) { state_.Accept(token); }
+
+ private:
+  SamplingState state_;
+  kernels::cpu::SampleScratch scratch_;
+};
+
+SampleResult ForcedRow(std::vector<float> logits, TokenId token, int32_t top) {
+  kernels::SampleRow row;
+  row.forced_token = token;
+  row.logprobs = top;
+  kernels::cpu::SampleScratch scratch;
+  return kernels::cpu::SampleOneRow(logits, row, {}, nullptr, scratch);
+}
 
 std::vector<float> RandomLogits(size_t vocab, uint32_t seed, float spread = 3.0f) {
   std::mt19937 engine(seed);
@@ -50,7 +84,7 @@ std::vector<double> ReferenceProbabilities(const std::vector<float>& logits,
 
 TokenId SampleOnce(const SamplingParams& params, std::vector<float> logits, int64_t index = 0) {
   Sampler sampler(params, {}, {});
-  Result<Sampler::Choice> choice = sampler.Sample(logits, index);
+  const Result<SampleResult> choice = sampler.Sample(logits, index);
   EXPECT_TRUE(choice.ok()) << choice.status().ToString();
   return choice.ok() ? choice->token : -1;
 }
@@ -170,7 +204,7 @@ TEST(Sampler, PenaltiesAreThoseOfTheFormulas) {
   sampler.Accept(2);
   sampler.Accept(2);
   std::vector<float> logits = {-1.0f, 4.0f, 4.0f, 0.5f, 0.0f};
-  const Result<Sampler::Choice> choice = sampler.Sample(logits, 3);
+  const Result<SampleResult> choice = sampler.Sample(logits, 3);
   ASSERT_TRUE(choice.ok());
   EXPECT_FLOAT_EQ(logits[0], -2.0f);                       // negative: multiplied
   EXPECT_FLOAT_EQ(logits[1], 4.0f / 2.0f - 0.25f - 0.5f);  // in both: repetition counts once
@@ -206,29 +240,73 @@ TEST(Sampler, LogprobsAreOfTheRawDistribution) {
   Sampler sampler(params, {}, {});
   const std::vector<float> raw = {1.0f, 2.0f, 2.0f, -1.0f};
   std::vector<float> logits = raw;
-  const Result<Sampler::Choice> choice = sampler.Sample(logits, 0);
+  const Result<SampleResult> choice = sampler.Sample(logits, 0);
   ASSERT_TRUE(choice.ok());
   EXPECT_EQ(choice->token, 3);
-  ASSERT_EQ(choice->logprob.size(), 1u);
-  const TokenLogprob& logprob = choice->logprob[0];
   double sum = 0.0;
   for (const float logit : raw) sum += std::exp(static_cast<double>(logit));
-  EXPECT_NEAR(logprob.logprob, -1.0 - std::log(sum), 1e-6);
-  ASSERT_EQ(logprob.top.size(), 2u);
-  EXPECT_EQ(logprob.top[0].first, 1);  // a tie: the lower id first
-  EXPECT_EQ(logprob.top[1].first, 2);
-  EXPECT_NEAR(logprob.top[0].second, 2.0 - std::log(sum), 1e-6);
+  EXPECT_NEAR(choice->logprob, -1.0 - std::log(sum), 1e-6);
+  ASSERT_EQ(choice->top_count, 2);
+  EXPECT_EQ(choice->top_tokens[0], 1);  // a tie: the lower id first
+  EXPECT_EQ(choice->top_tokens[1], 2);
+  EXPECT_NEAR(choice->top_logprobs[0], 2.0 - std::log(sum), 1e-6);
 }
 
-TEST(Sampler, LogprobHasAFloorAndSurvivesBadInput) {
+TEST(Sampler, ForcedRowsTellTheirLogprob) {
   const std::vector<float> barred = {0.0f, -kInfinity};
-  EXPECT_EQ(ComputeLogprob(barred, 1, 5).logprob, -9999.0f);
-  EXPECT_EQ(ComputeLogprob(barred, 1, 5).top.size(), 2u);
-  EXPECT_EQ(ComputeLogprob(barred, 7, 0).logprob, -9999.0f);
-  const std::vector<float> broken = {0.0f, std::nanf(""), 1.0f};
-  for (const auto& [token, logprob] : ComputeLogprob(broken, 0, 3).top) {
-    EXPECT_EQ(logprob, -9999.0f) << token;
+  EXPECT_EQ(ForcedRow(barred, 1, 5).token, 1);
+  EXPECT_EQ(ForcedRow(barred, 1, 5).logprob, -9999.0f);
+  EXPECT_EQ(ForcedRow(barred, 1, 5).top_count, 2);
+  EXPECT_EQ(ForcedRow(barred, 7, 0).logprob, -9999.0f);
+  EXPECT_EQ(ForcedRow({0.0f, std::nanf(""), 1.0f}, 0, 3).status, SampleResult::kNotANumber);
+  EXPECT_EQ(ForcedRow({-kInfinity, -kInfinity}, 0, 3).status, SampleResult::kImpossible);
+  const SampleResult all = ForcedRow(RandomLogits(100, 8), 3, 1000);
+  EXPECT_EQ(all.top_count, SampleResult::kLogprobsMax);
+  EXPECT_TRUE(std::is_sorted(all.top_logprobs, all.top_logprobs + all.top_count, std::greater<>()));
+}
+
+TEST(Sampler, AMaskBarsWhatItDoesNotHold) {
+  std::vector<float> logits = RandomLogits(70, 9);
+  std::vector<uint32_t> mask(3, 0);
+  mask[2] = 1u << 1;  // token 65 alone
+  kernels::cpu::SampleScratch scratch;
+  for (const float temperature : {0.0f, 1.0f}) {
+    kernels::SampleRow row;
+    row.temperature = temperature;
+    std::vector<float> copy = logits;
+    EXPECT_EQ(kernels::cpu::SampleOneRow(copy, row, {}, mask.data(), scratch).token, 65);
   }
+  kernels::SampleRow row;
+  mask[2] = 0;
+  EXPECT_EQ(kernels::cpu::SampleOneRow(logits, row, {}, mask.data(), scratch).status,
+            SampleResult::kImpossible);
+}
+
+TEST(Sampler, OnlyPenaltiesDependOnTheOutput) {
+  SamplingParams params;
+  params.logit_bias = {{1, 2.0f}, {1, 3.0f}, {-1, 1.0f}, {40, 1.0f}};
+  params.min_tokens = 2;
+  params.stop_token_ids = {1, 2};
+  const std::vector<TokenId> prompt = {5, 6};
+  SamplingState plain(params, prompt, {}, 40);
+  EXPECT_FALSE(plain.depends_on_output());
+  plain.Accept(7);
+  std::vector<kernels::LogitEdit> edits;
+  const kernels::SampleRow early = plain.MakeRow(1, edits);
+  ASSERT_EQ(early.edits_end - early.edits_begin, 2);  // one per token, none outside
+  EXPECT_EQ(edits[0].token, 1);
+  EXPECT_EQ(edits[0].bias, 5.0f);
+  EXPECT_EQ(edits[0].flags, kernels::LogitEdit::kBarred);
+  const kernels::SampleRow late = plain.MakeRow(2, edits);
+  EXPECT_EQ(late.edits_begin, 2);
+  ASSERT_EQ(late.edits_end, 3);
+  EXPECT_EQ(edits[2].flags, 0);
+  params.repetition_penalty = 1.5;
+  SamplingState repeating(params, prompt, {}, 40);
+  EXPECT_TRUE(repeating.depends_on_output());
+  repeating.Accept(7);
+  const kernels::SampleRow row = repeating.MakeRow(2, edits);
+  EXPECT_EQ(row.edits_end - row.edits_begin, 4);  // 1, 5, 6, 7
 }
 
 TEST(Sampler, ABrokenDistributionFails) {

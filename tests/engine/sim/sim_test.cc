@@ -33,6 +33,7 @@ struct World {
   EngineConfig config;
   bool prefix_cache = true;
   int arrival_percent = 0, cancel_percent = 0, deadline_percent = 0, slow_percent = 0;
+  int penalty_percent = 0;
   int64_t priorities = 1, scopes = 1, families = 1;
 };
 
@@ -56,11 +57,13 @@ World MakeWorld(Random& random) {
   world.config.queue_len_max = random.In(2, 40);
   world.config.events_max = random.In(2, 40);
   world.shape.logit_rows_max = random.Chance(50) ? 0 : world.config.running_max + random.In(0, 6);
+  world.shape.asynchronous = random.Chance(50);
   world.prefix_cache = random.Chance(80);
   world.arrival_percent = static_cast<int>(random.In(5, 60));
   world.cancel_percent = static_cast<int>(random.In(0, 6));
   world.deadline_percent = static_cast<int>(random.In(0, 30));
   world.slow_percent = static_cast<int>(random.In(0, 30));
+  world.penalty_percent = random.Chance(30) ? 20 : 0;
   world.priorities = random.In(1, 4);
   world.scopes = random.In(1, 3);
   world.families = random.In(1, 4);
@@ -111,6 +114,8 @@ class Simulation final {
                                     static_cast<uint64_t>(random_.In(1, world_.scopes)));
       request.priority = static_cast<int32_t>(random_.In(0, world_.priorities - 1));
       request.sampling.ignore_eos = random_.Chance(60);
+      // Too weak to change a choice, but it must be known before the next one.
+      if (random_.Chance(world_.penalty_percent)) request.sampling.frequency_penalty = 1e-6;
       if (random_.Chance(10)) {
         request.prompt_logprobs = static_cast<int32_t>(random_.In(0, 2));
         request.sampling.max_tokens -= random_.Chance(20) ? request.sampling.max_tokens : 0;
@@ -301,7 +306,7 @@ int64_t FromEnvironment(const char* name, int64_t otherwise) {
 TEST(SimTest, RandomWorldsKeepEveryPromise) {
   const int64_t steps_wanted = FromEnvironment("LACUNA_SIM_STEPS", 200'000);
   const int64_t only_seed = FromEnvironment("LACUNA_SIM_SEED", -1);
-  int64_t steps = 0, seeds = 0, latency_max = 0, mixed = 0;
+  int64_t steps = 0, seeds = 0, latency_max = 0, mixed = 0, ahead = 0, pending = 0;
   uint64_t preemptions = 0, hits = 0, evicted = 0, cancelled = 0, failed = 0, finished = 0;
   for (uint64_t seed = 1; steps < steps_wanted; ++seed) {
     if (only_seed >= 0) seed = static_cast<uint64_t>(only_seed);
@@ -314,6 +319,8 @@ TEST(SimTest, RandomWorldsKeepEveryPromise) {
     ++seeds;
     latency_max = std::max(latency_max, simulation.latency_max());
     mixed += simulation.runner().mixed_steps;
+    ahead += simulation.runner().launched_ahead;
+    pending += simulation.runner().pending_tokens_run;
     preemptions += stats.preemptions;
     hits += stats.prefix_hit_tokens;
     evicted += stats.evicted_pages;
@@ -324,12 +331,14 @@ TEST(SimTest, RandomWorldsKeepEveryPromise) {
   }
   std::printf(
       "%lld steps of %lld seeds: %llu finished, %llu cancelled, %llu failed, %llu preemptions, "
-      "%llu hit tokens, %llu evicted pages, %lld mixed steps, longest wait %lld steps\n",
+      "%llu hit tokens, %llu evicted pages, %lld mixed steps, %lld launched ahead with %lld tokens "
+      "unknown, longest wait %lld steps\n",
       static_cast<long long>(steps), static_cast<long long>(seeds),
       static_cast<unsigned long long>(finished), static_cast<unsigned long long>(cancelled),
       static_cast<unsigned long long>(failed), static_cast<unsigned long long>(preemptions),
       static_cast<unsigned long long>(hits), static_cast<unsigned long long>(evicted),
-      static_cast<long long>(mixed), static_cast<long long>(latency_max));
+      static_cast<long long>(mixed), static_cast<long long>(ahead), static_cast<long long>(pending),
+      static_cast<long long>(latency_max));
   // The roads that the promises are about were taken.
   EXPECT_GT(preemptions, 100u);
   EXPECT_GT(hits, 1000u);
@@ -337,6 +346,8 @@ TEST(SimTest, RandomWorldsKeepEveryPromise) {
   EXPECT_GT(cancelled, 100u);
   EXPECT_GT(failed, 100u);
   EXPECT_GT(mixed, 1000);
+  EXPECT_GT(ahead, steps_wanted / 20);
+  EXPECT_GT(pending, steps_wanted / 20);
 }
 
 // 64 streams run and 1000 wait; the goal is 1 ms, the limit here leaves room for a loaded machine.
