@@ -34,7 +34,7 @@ const std::map<std::string, std::set<std::string>> kAllowed = {
     {"kvcache/sparse", {"kernels/core", "kernels/ops", "kvcache/pages"}},
     {"kvcache", {"kernels/core", "kvcache/pages", "kvcache/prefix", "kvcache/sparse"}},
     {"engine/loader", {"kernels/core"}},
-    {"engine/sample", {"kernels/core", "engine"}},
+    {"engine/sample", {"kernels/core", "kernels/ops", "engine"}},
     {"engine/model",
      {"kernels/core", "kernels/device", "kernels/ops", "kvcache/pages", "kvcache/sparse",
       "engine/loader"}},
