@@ -93,4 +93,25 @@ inline Timing TimeRuns(const std::function<void(cudaStream_t)>& run, cudaStream_
   return {times[times.size() / 2], times[times.size() / 10], times[times.size() * 9 / 10]};
 }
 
+// Time of one of `launches` calls run(stream, i) that a graph holds; medians over its replays.
+inline Timing TimeInGraph(const std::function<void(cudaStream_t, int)>& run, int launches,
+                          cudaStream_t stream, int repetitions = 21) {
+  for (int i = 0; i < 2; ++i) run(stream, i);
+  Check(cudaStreamSynchronize(stream), "warm-up");
+  Check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
+  for (int i = 0; i < launches; ++i) run(stream, i);
+  cudaGraph_t graph = nullptr;
+  Check(cudaStreamEndCapture(stream, &graph), "capture");
+  cudaGraphExec_t exec = nullptr;
+  Check(cudaGraphInstantiate(&exec, graph, 0), "instantiate");
+  Timing timing = TimeRuns([&](cudaStream_t s) { Check(cudaGraphLaunch(exec, s), "launch"); },
+                           stream, repetitions, 3);
+  cudaGraphExecDestroy(exec);
+  cudaGraphDestroy(graph);
+  timing.median_ms /= launches;
+  timing.low_ms /= launches;
+  timing.high_ms /= launches;
+  return timing;
+}
+
 }  // namespace lacuna::bench
