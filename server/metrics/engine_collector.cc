@@ -120,6 +120,8 @@ std::vector<MetricFamily> CollectEngine(const EngineReading& reading,
   add(MetricId::kPrefixHits, Value(stats.prefix_hit_tokens), common);
   add(MetricId::kWaitingTokens, Value(stats.waiting_tokens), {});
   add(MetricId::kSteps, Value(stats.steps), {});
+  add(MetricId::kGraphSteps, Value(stats.graph_steps), {});
+  add(MetricId::kEagerSteps, Value(stats.eager_steps), {});
   add(MetricId::kBatchMax, Value(stats.batch_sequences_max), {});
   add(MetricId::kSubmitted, Value(stats.submitted), {});
   add(MetricId::kRejected, Value(stats.rejected), {});
@@ -127,6 +129,7 @@ std::vector<MetricFamily> CollectEngine(const EngineReading& reading,
   out.push_back(Pages(reading.pages));
   out.push_back(Latencies(MetricId::kPlanSeconds, stats.plan_seconds));
   out.push_back(Latencies(MetricId::kStepSeconds, stats.step_seconds));
+  out.push_back(Latencies(MetricId::kGapSeconds, stats.gap_seconds));
   return out;
 }
 

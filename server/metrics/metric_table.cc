@@ -51,8 +51,16 @@ constexpr std::array kTable = {
     MetricRow{I::kWaitingTokens, kG, "lacuna_waiting_tokens", "",
               "Prompt tokens of the queued requests."},
     MetricRow{I::kSteps, kC, "lacuna_steps_total", "", "Steps of the engine."},
+    MetricRow{I::kGraphSteps, kC, "lacuna_graph_steps_total", "",
+              "Steps launched as one recorded CUDA graph."},
+    MetricRow{I::kEagerSteps, kC, "lacuna_eager_steps_total", "",
+              "Steps launched kernel by kernel."},
     MetricRow{I::kPlanSeconds, kH, "lacuna_plan_seconds", "", "Time to plan one step."},
     MetricRow{I::kStepSeconds, kH, "lacuna_step_seconds", "", "Time of one whole step."},
+    MetricRow{
+        I::kGapSeconds, kH, "lacuna_step_gap_seconds", "",
+        "Time before a step in which the device had nothing to do although there was work; an "
+        "upper bound by the host's clock."},
     MetricRow{I::kBatchMax, kG, "lacuna_batch_sequences_max", "",
               "Sequences of the largest step so far."},
     MetricRow{I::kSubmitted, kC, "lacuna_requests_submitted_total", "",
