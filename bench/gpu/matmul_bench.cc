@@ -183,6 +183,7 @@ class Step final {
     Norm();
     Multiply(branch_, 128256, 4096, logits_, DType::kF32, false);
   }
+  int64_t next_bytes = 0;
   double bytes() const {
     return 2.0 * (32.0 * (6144.0 * 4096 + 4096.0 * 4096 + 3.0 * 14336 * 4096) + 128256.0 * 4096);
   }
@@ -205,7 +206,9 @@ class Step final {
                           .k = k,
                           .out_dtype = dtype,
                           .alpha = 0.1f,
-                          .accumulate = accumulate};
+                          .accumulate = accumulate,
+                          .next = weight_ + n * k,
+                          .next_bytes = n == 6144 ? next_bytes : 0};
     weight_ += n * k;
     Check(cublas_ != nullptr ? cublas_->Run(task, stream_)
                              : SkinnyMatmul(task, pool_.traits.sm_count, false, tuning_, stream_));
@@ -227,15 +230,17 @@ class Step final {
   float* logits_ = act_ + 16 * 14336;
 };
 
-void RunStep(const Pool& pool, int64_t m, const SkinnyTuning& tuning, CublasLt* cublas = nullptr) {
+void RunStep(const Pool& pool, int64_t m, const SkinnyTuning& tuning, CublasLt* cublas = nullptr,
+             int64_t next_bytes = 0) {
   Step step(pool, m, tuning, cublas);
+  step.next_bytes = next_bytes;
   const Timing timing = TimeGraph([&](cudaStream_t s, int) { step.Run(s); }, 1, pool.stream);
   std::printf("step %-8s m %2ld: %.3f ms (%.3f-%.3f), %.1f %% of 4.2 TB/s",
               cublas ? "cublaslt" : "ours", m, timing.median_ms, timing.low_ms, timing.high_ms,
               100.0 * step.bytes() / kCopyRate / (timing.median_ms / 1e3));
   if (cublas == nullptr) {
-    std::printf("  (groups %d chunk %d ring %d KB ahead %d KB)", tuning.tile_groups, tuning.chunk,
-                tuning.ring_bytes / 1024, tuning.prefetch_bytes / 1024);
+    std::printf("  (groups %d chunk %d ring %d KB)", tuning.tile_groups, tuning.chunk,
+                tuning.ring_bytes / 1024);
   }
   std::printf("\n");
 }
@@ -248,13 +253,12 @@ void RunChain(const Pool& pool, CublasLt& cublas) {
 }
 
 void RunTune(const Pool& pool) {
-  const std::vector<SkinnyTuning> tunings = {
-      {true, 4, 256, 80 << 10, 0},  {true, 4, 256, 104 << 10, 0}, {true, 4, 512, 108 << 10, 0},
-      {true, 4, 256, 190 << 10, 0}, {true, 4, 512, 190 << 10, 0}, {false, 4, 512, 190 << 10, 0},
-      {true, 2, 512, 104 << 10, 0}};
+  const std::vector<SkinnyTuning> tunings = {{4, 512, 190 << 10}, {4, 512, 150 << 10},
+                                             {4, 256, 190 << 10}, {8, 256, 190 << 10},
+                                             {8, 512, 190 << 10}, {4, 512, 216 << 10}};
   for (const SkinnyTuning& tuning : tunings) {
-    std::printf("early %d groups %d chunk %d ring %3d ahead %d:", tuning.early, tuning.tile_groups,
-                tuning.chunk, tuning.ring_bytes >> 10, tuning.prefetch_bytes >> 10);
+    std::printf("groups %d chunk %d ring %3d:", tuning.tile_groups, tuning.chunk,
+                tuning.ring_bytes >> 10);
     for (const Shape& shape :
          {Shape{1, 28672, 4096}, Shape{1, 4096, 14336}, Shape{1, 4096, 4096}, Shape{1, 6144, 4096},
           Shape{1, 128256, 4096}, Shape{8, 28672, 4096}, Shape{8, 4096, 14336}}) {
@@ -266,6 +270,7 @@ void RunTune(const Pool& pool) {
     }
     std::printf("\n");
     for (const int64_t m : {1, 8, 16}) RunStep(pool, m, tuning);
+    for (const int64_t mb : {8, 16, 24, 33}) RunStep(pool, 1, tuning, nullptr, mb << 20);
   }
 }
 

@@ -28,15 +28,15 @@ struct MatmulTask final {
   DType out_dtype = DType::kF32;
   float alpha = 1.0f;
   bool accumulate = false;  // out is f32
+  const void* next = nullptr;
+  int64_t next_bytes = 0;
 };
 
 // How SkinnyMatmul runs; the defaults are what measured best on an H200.
 struct SkinnyTuning final {
-  bool early = true;
-  int tile_groups = 4;              // of 8 weight rows: 1, 2, 4 or 8
-  int chunk = 256;                  // k of a ring slot: 128, 256 or 512
-  int ring_bytes = 104 * 1024;      // of weights on their way, per block; two blocks fit an SM
-  int prefetch_bytes = 0;  // asked of L2 beyond the ring while waiting, per block
+  int tile_groups = 4;          // of 8 weight rows: 1, 2, 4 or 8
+  int chunk = 512;              // k of a ring slot: 128, 256 or 512
+  int ring_bytes = 190 * 1024;  // at most; more than half an SM's, or two blocks may share one
 };
 
 // m <= kSkinnyRowsMax, bf16 or f16, sm_90, k a multiple of 8, rows of x aligned to 16 bytes.

@@ -8,13 +8,15 @@
 #include "kernels/core/checked_math.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/sample_select.cuh"
 
 namespace lacuna::kernels::cuda {
 namespace {
 
 constexpr float kLogprobFloor = -9999.0f;
-constexpr int kSliceStep = 128;  // tokens; one read of a warp in the draw
+constexpr double kLn2 = 0.69314718055994530942;
+constexpr int kSliceStep = 128 * kSampleWarps;  // tokens that a block reads at once
 
 struct SampleParams final {
   const float* logits;
@@ -27,7 +29,7 @@ struct SampleParams final {
   int64_t logits_stride;
   int64_t values_stride;
   int vocab;
-  int slice;     // tokens of a block, a multiple of kSliceStep
+  int steps;     // a block has steps x kSliceStep tokens
   bool aligned;  // rows of logits to 16 bytes
 };
 
@@ -70,85 +72,96 @@ class RowSampler final {
         s_(scratch),
         index_(static_cast<int>(blockIdx.y)),
         row_(params.rows[index_]) {
-    slice_.first = min(team.rank * p_.slice, p_.vocab);
-    slice_.count = min(p_.slice, p_.vocab - slice_.first);
+    slice_.first = team.rank * p_.steps * kSliceStep;
+    slice_.steps = p_.steps;
     slice_.values = p_.values != nullptr ? p_.values + index_ * p_.values_stride : shared_values;
   }
 
   __device__ void Run() {
-    uint64_t best = kLastKey;
-    uint64_t bad = 0;
-    Load(best, bad);
-    TeamMinMax(team_, s_.team, turn_, best, bad);
+    Fetch();
+    uint64_t best;
+    uint64_t bad;
+    FindBest(best, bad);
     if (bad != 0) return Fail(SampleResult::kNotANumber);
     if (ValueOf(best) == -INFINITY) return Fail(SampleResult::kImpossible);
     const bool forced = row_.forced_token >= 0;
     if (forced || row_.logprobs >= 0) RankRaw(ValueOf(best));
-    if (forced) return Finish(row_.forced_token, 0);
-    if (Edit()) best = Best();
+    if (forced) return Finish(row_.forced_token);
+    if (Edit()) FindBest(best, bad);
     const float greatest = ValueOf(best);
     if (!isfinite(greatest)) return Fail(SampleResult::kImpossible);
-    if (row_.temperature == 0.0f) return Finish(TokenOf(best), 0);
-    Scale(greatest);
-    Draw(FindCutoff());
+    if (row_.temperature == 0.0f) return Finish(TokenOf(best));
+    const uint64_t warp_mass = Scale(greatest);
+    if (row_.top_k <= 0 && row_.top_p >= 1.0f) return Draw({}, warp_mass);
+    const Cutoff cutoff = FindCutoff(warp_mass);
+    Draw(cutoff, KeptMass(cutoff));
   }
 
  private:
   __device__ float Raw(int token) const { return p_.logits[index_ * p_.logits_stride + token]; }
 
-  __device__ void Note(float value, int i, uint64_t& best, uint64_t& bad) {
-    const uint32_t bits = __float_as_uint(value);
-    if ((bits & 0x7fffffffu) > 0x7f800000u || bits == 0x7f800000u) bad = 1;
-    slice_.values[i] = value;
-    best = min(best, KeyOf(value, slice_.first + i));
+  // The row's part to the slice: each warp its own, by one bulk copy where that is possible.
+  __device__ void Fetch() {
+    const int warp = static_cast<int>(threadIdx.x) / 32;
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int part = p_.steps * 128;
+    const int begin = warp * part;
+    const int count = max(0, min(part, p_.vocab - slice_.first - begin));
+    const float* from = p_.logits + index_ * p_.logits_stride + slice_.first + begin;
+    float* to = slice_.values + begin;
+    int done = 0;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    if (kCluster && p_.aligned && count >= 4) {
+      const uint32_t barrier = SharedAddress(&s_.loaded[warp]);
+      done = count / 4 * 4;
+      if (lane == 0) {
+        BarrierInit(barrier, 1);
+        FenceBarrierInit();
+        BarrierArriveExpect(barrier, static_cast<uint32_t>(done) * 4);
+        BulkCopyToShared(SharedAddress(to), from, static_cast<uint32_t>(done) * 4, barrier);
+      }
+      __syncwarp();
+      BarrierWait(barrier, 0);
+    }
+#endif
+    for (int i = done + lane; i < part; i += 32) to[i] = i < count ? from[i] : -INFINITY;
+    __syncwarp();
   }
-  __device__ void Load(uint64_t& best, uint64_t& bad) {
-    const float* from = p_.logits + index_ * p_.logits_stride + slice_.first;
-    const int whole = p_.aligned ? slice_.count / 4 : 0;
-#pragma unroll 4
-    for (int i = static_cast<int>(threadIdx.x); i < whole; i += kSampleThreads) {
-      const float4 four = __ldcs(reinterpret_cast<const float4*>(from) + i);
-      Note(four.x, i * 4, best, bad);
-      Note(four.y, i * 4 + 1, best, bad);
-      Note(four.z, i * 4 + 2, best, bad);
-      Note(four.w, i * 4 + 3, best, bad);
-    }
-    for (int i = whole * 4 + static_cast<int>(threadIdx.x); i < slice_.count; i += kSampleThreads) {
-      Note(from[i], i, best, bad);
-    }
-    __syncthreads();
-  }
-  __device__ uint64_t Best() {
-    uint64_t best = kLastKey;
-    uint64_t unused = 0;
-    for (int i = static_cast<int>(threadIdx.x); i < slice_.count; i += kSampleThreads) {
-      best = min(best, KeyOf(slice_.values[i], slice_.first + i));
-    }
-    TeamMinMax(team_, s_.team, turn_, best, unused);
-    return best;
+  // The likeliest token (key), and whether a logit is NaN or +inf.
+  __device__ void FindBest(uint64_t& best, uint64_t& bad) {
+    float greatest = -INFINITY;
+    int at = 0;
+    bool wrong = false;
+    slice_.ForEach([&](float value, int i) {
+      wrong = wrong || !(value <= 3.402823466e38f);
+      if (value > greatest) {
+        greatest = value;
+        at = i;
+      }
+    });
+    best = KeyOf(greatest, slice_.first + at);
+    bad = wrong ? 1 : 0;
+    TeamMinMax(team_, s_.team, turn_, best, bad);
   }
 
   // Sum of the distribution before any edit, and its likeliest tokens.
   __device__ void RankRaw(float greatest) {
     uint64_t sum = 0;
-    for (int i = static_cast<int>(threadIdx.x); i < slice_.count; i += kSampleThreads) {
-      sum += MassOf(slice_.values[i] - greatest);
-    }
+    slice_.ForEach([&](float value, int) { sum += MassOf(value - greatest); });
     sum = TeamSum(team_, s_.team, turn_, sum);
-    log_sum_ = static_cast<double>(greatest) + log(static_cast<double>(sum)) -
-               kMassBits * 0.69314718055994530942;
-    top_ = min(min(row_.logprobs, SampleResult::kLogprobsMax), p_.vocab);
-    if (top_ <= 0) return;
-    Selector<kCluster> select(team_, s_, slice_, {greatest, true}, turn_);
-    const uint64_t cutoff = select.Select(static_cast<uint32_t>(top_), 0).key;
+    log_sum_ = static_cast<double>(greatest) + log(static_cast<double>(sum)) - kMassBits * kLn2;
+    top_ = max(0, min(min(row_.logprobs, SampleResult::kLogprobsMax), p_.vocab));
+    if (top_ == 0) return;
+    const Cutoff cutoff =
+        Selector<kCluster>(team_, s_, slice_, {.origin = greatest, .with_barred = true}, turn_)
+            .Select(static_cast<uint32_t>(top_), 0);
     if (threadIdx.x == 0) s_.cursor = 0;
     team_.Barrier();
-    for (int i = static_cast<int>(threadIdx.x); i < slice_.count; i += kSampleThreads) {
-      const uint64_t key = KeyOf(slice_.values[i], slice_.first + i);
-      if (key <= cutoff) {
-        team_.Remote(&s_.list[0], 0)[atomicAdd(team_.Remote(&s_.cursor, 0), 1)].key = key;
-      }
-    }
+    slice_.ForEach([&](float value, int i) {
+      if (!cutoff.Keeps(value, slice_.first + i)) return;
+      const int at = atomicAdd(team_.Remote(&s_.cursor, 0), 1);
+      team_.Remote(&s_.list[0], 0)[at].key = KeyOf(value, slice_.first + i);
+    });
     team_.Barrier();
     const int i = static_cast<int>(threadIdx.x);
     if (team_.rank == 0 && i < top_) {
@@ -170,74 +183,73 @@ class RowSampler final {
     for (int i = static_cast<int>(threadIdx.x); i < edits; i += kSampleThreads) {
       const LogitEdit edit = p_.edits[row_.edits_begin + i];
       const int at = edit.token - slice_.first;
-      if (edit.token >= 0 && at >= 0 && at < slice_.count) {
+      if (edit.token < p_.vocab && at >= 0 && at < p_.steps * kSliceStep) {
         slice_.values[at] = Edited(slice_.values[at], edit, row_);
       }
     }
     if (edits <= 0 && p_.mask == nullptr) return false;
-    __syncthreads();
+    __syncthreads();  // other warps' edits
     if (p_.mask == nullptr) return true;
     const uint32_t* mask = p_.mask + static_cast<int64_t>(index_) * ((p_.vocab + 31) / 32);
-    for (int i = static_cast<int>(threadIdx.x); i < slice_.count; i += kSampleThreads) {
+    slice_.Update([&](float value, int i) {
       const int token = slice_.first + i;
-      if ((mask[token / 32] >> (token % 32) & 1u) == 0) slice_.values[i] = -INFINITY;
-    }
+      return token < p_.vocab && (mask[token / 32] >> (token % 32) & 1u) != 0 ? value : -INFINITY;
+    });
     __syncthreads();
     return true;
   }
 
-  // Temperature and min_p: what min_p drops becomes -inf.
-  __device__ void Scale(float greatest) {
+  // Temperature and min_p (what it drops becomes -inf); returns the mass of this warp's part.
+  __device__ uint64_t Scale(float greatest) {
     const auto inverse = static_cast<float>(1.0 / max(static_cast<double>(row_.temperature), 1e-6));
     const float floor =
         row_.min_p > 0.0f ? static_cast<float>(log(static_cast<double>(row_.min_p))) : -INFINITY;
-    for (int i = static_cast<int>(threadIdx.x); i < slice_.count; i += kSampleThreads) {
-      const float value = __fmul_rn(__fsub_rn(slice_.values[i], greatest), inverse);
-      slice_.values[i] = value >= floor ? value : -INFINITY;
-    }
-    __syncthreads();
-  }
-
-  // The last key that top_k and top_p keep.
-  __device__ uint64_t FindCutoff() {
-    if (row_.top_k <= 0 && row_.top_p >= 1.0f) return kLastKey;
-    Selector<kCluster> select(team_, s_, slice_, {0.0f, false}, turn_);
-    uint32_t count;
-    uint64_t mass;
-    select.Totals(count, mass);
-    uint64_t cutoff = kLastKey;
-    if (row_.top_k > 0 && static_cast<uint32_t>(row_.top_k) < count) {
-      const Pick pick = select.Select(static_cast<uint32_t>(row_.top_k), 0);
-      cutoff = pick.key;
-      mass = pick.mass_before;
-    }
-    if (row_.top_p >= 1.0f) return cutoff;
-    const double wanted = ceil(static_cast<double>(row_.top_p) * static_cast<double>(mass));
-    return select.Select(0, min(max(static_cast<uint64_t>(wanted), uint64_t{1}), mass)).key;
-  }
-
-  __device__ uint64_t KeptMass(int i, uint64_t cutoff) const {
-    if (i >= slice_.count) return 0;
-    const float value = slice_.values[i];
-    return KeyOf(value, slice_.first + i) <= cutoff ? MassOf(value) : 0;
-  }
-  // By inverse of the cumulative masses in the order of ids.
-  __device__ void Draw(uint64_t cutoff) {
-    const int warp = static_cast<int>(threadIdx.x) / 32;
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    const int steps = (p_.slice / kSliceStep + kSampleWarps - 1) / kSampleWarps;
-    const int begin = warp * steps * kSliceStep + lane * 4;
     uint64_t sum = 0;
-    for (int step = 0; step < steps; ++step) {
-      for (int j = 0; j < 4; ++j) sum += KeptMass(begin + step * kSliceStep + j, cutoff);
+    slice_.Update([&](float value, int) {
+      value = __fmul_rn(__fsub_rn(value, greatest), inverse);
+      if (!(value >= floor)) return -INFINITY;
+      sum += MassOf(value);
+      return value;
+    });
+    return WarpSum(sum);
+  }
+  __device__ uint64_t KeptMass(const Cutoff& cutoff) const {
+    uint64_t sum = 0;
+    slice_.ForEach([&](float value, int i) {
+      if (cutoff.Keeps(value, slice_.first + i)) sum += MassOf(value);
+    });
+    return WarpSum(sum);
+  }
+
+  // The last token that top_k and top_p keep.
+  __device__ Cutoff FindCutoff(uint64_t warp_mass) {
+    Domain domain{.origin = 0.0f};
+    if (row_.top_k > 0) {
+      domain.limit = Selector<kCluster>(team_, s_, slice_, domain, turn_)
+                         .Select(static_cast<uint32_t>(row_.top_k), 0);
+      if (row_.top_p >= 1.0f) return domain.limit;
+      warp_mass = KeptMass(domain.limit);
     }
-    const uint64_t warp_sum = WarpSum(sum);
+    const uint64_t mass =
+        TeamSum(team_, s_.team, turn_, threadIdx.x % 32 == 0 ? warp_mass : uint64_t{0});
+    const double wanted = ceil(static_cast<double>(row_.top_p) * static_cast<double>(mass));
+    // The tokens below this have together less than what top_p leaves out.
+    const double spare = static_cast<double>(mass) * (1.0 - static_cast<double>(row_.top_p));
+    domain.floor = static_cast<float>(log(spare / p_.vocab) - kMassBits * kLn2 - 0.01);
+    domain.with_mass = true;
+    return Selector<kCluster>(team_, s_, slice_, domain, turn_)
+        .Select(0, min(max(static_cast<uint64_t>(wanted), uint64_t{1}), mass));
+  }
+
+  // By inverse of the cumulative masses in the order of ids.
+  __device__ void Draw(const Cutoff& cutoff, uint64_t warp_mass) {
+    const int warp = static_cast<int>(threadIdx.x) / 32;
     __syncthreads();
-    if (lane == 0) s_.team.warps[0][warp] = warp_sum;
+    if (threadIdx.x % 32 == 0) s_.team.warps[0][warp] = warp_mass;
     __syncthreads();
-    uint64_t block_sum = 0;
-    for (int i = 0; i < kSampleWarps; ++i) block_sum += s_.team.warps[0][i];
-    const auto* slots = Exchange(team_, s_.team, turn_, block_sum, 0);
+    uint64_t block_mass = 0;
+    for (int i = 0; i < kSampleWarps; ++i) block_mass += s_.team.warps[0][i];
+    const auto* slots = Exchange(team_, s_.team, turn_, block_mass, 0);
     uint64_t before = 0;
     uint64_t total = 0;
     for (int i = 0; i < team_.size; ++i) {
@@ -246,22 +258,27 @@ class RowSampler final {
     }
     const uint64_t target = UniformBelow(row_.seed, row_.index, total);
     for (int i = 0; i < warp; ++i) before += s_.team.warps[0][i];
-    if (target < before || target - before >= warp_sum) return;
-    Walk(cutoff, begin, steps, target - before);
+    if (target < before || target - before >= warp_mass) return;
+    Walk(cutoff, target - before);
   }
   // The first token at which the cumulative mass passes `target`; in this warp's part.
-  __device__ void Walk(uint64_t cutoff, int begin, int steps, uint64_t target) {
+  __device__ void Walk(const Cutoff& cutoff, uint64_t target) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    int i = (static_cast<int>(threadIdx.x) / 32 * p_.steps * 32 + lane) * 4;
     uint64_t before = 0;
-    for (int step = 0; step < steps; ++step) {
+    for (int step = 0; step < p_.steps; ++step, i += 128) {
       uint64_t mass[4];
-      for (int j = 0; j < 4; ++j) mass[j] = KeptMass(begin + step * kSliceStep + j, cutoff);
+      for (int j = 0; j < 4; ++j) {
+        const float value = slice_.values[i + j];
+        mass[j] = cutoff.Keeps(value, slice_.first + i + j) ? MassOf(value) : 0;
+      }
       const uint64_t mine = mass[0] + mass[1] + mass[2] + mass[3];
       const uint64_t prefix = before + WarpPrefix(mine);
       if (target < prefix && target >= prefix - mine) {
         uint64_t passed = prefix - mine;
         int j = 0;
         while (j < 3 && passed + mass[j] <= target) passed += mass[j++];
-        Store(slice_.first + begin + step * kSliceStep + j);
+        Store(slice_.first + i + j);
       }
       before = __shfl_sync(~0u, prefix, 31);
       if (target < before) return;
@@ -279,8 +296,8 @@ class RowSampler final {
     }
     p_.tokens[index_] = token;
   }
-  __device__ void Finish(int token, int by_rank) {
-    if (team_.rank == by_rank && threadIdx.x == 0) Store(token);
+  __device__ void Finish(int token) {
+    if (team_.rank == 0 && threadIdx.x == 0) Store(token);
   }
   __device__ void Fail(SampleResult::Status status) {
     if (team_.rank != 0 || threadIdx.x != 0) return;
@@ -319,6 +336,8 @@ Status LaunchCluster(const SampleParams& params, unsigned blocks, unsigned rows,
                      cudaStream_t stream) {
   LACUNA_CUDA_RETURN_IF_ERROR(cudaFuncSetAttribute(
       SampleKernel<true>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+  LACUNA_CUDA_RETURN_IF_ERROR(
+      cudaFuncSetAttribute(SampleKernel<true>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[0].val.programmaticStreamSerializationAllowed = 1;
@@ -356,26 +375,27 @@ Status Sample(const SampleArgs& args, const DeviceTraits& traits, const Workspac
                       .logits_stride = args.logits.stride(0),
                       .values_stride = RoundUp(vocab, kSliceStep),
                       .vocab = static_cast<int>(vocab),
-                      .slice = 0,
+                      .steps = 0,
                       .aligned = false};
   params.aligned = reinterpret_cast<uintptr_t>(params.logits) % 16 == 0 &&
                    (rows == 1 || params.logits_stride % 4 == 0);
   constexpr int64_t kScratchBytes = RoundUp(sizeof(SelectScratch), 16);
-  constexpr int64_t kTokensPerBlock = 4096;  // at least, before a row is spread further
+  // Few rows: more blocks for each. The blocks of a row must fit one part of the device at a time.
+  const unsigned blocks_max = rows <= 8 ? kTeamMax : kTeamMax / 2;
   unsigned blocks = 1;
-  while (blocks < kTeamMax && blocks * kTokensPerBlock < vocab) blocks *= 2;
-  const int64_t slice = RoundUp(CeilDiv(vocab, blocks), kSliceStep);
-  const int64_t shared_bytes = kScratchBytes + slice * static_cast<int64_t>(sizeof(float));
+  while (blocks < blocks_max && blocks * kSliceStep * 2 < vocab) blocks *= 2;
+  const int64_t steps = CeilDiv(vocab, int64_t{blocks} * kSliceStep);
+  const int64_t shared_bytes = kScratchBytes + steps * kSliceStep * int64_t{sizeof(float)};
   const auto rows_u = static_cast<unsigned>(rows);
   if (traits.major >= 9 && shared_bytes <= traits.shared_bytes_max) {
-    params.slice = static_cast<int>(slice);
+    params.steps = static_cast<int>(steps);
     return LaunchCluster(params, blocks, rows_u, static_cast<int>(shared_bytes), stream);
   }
   if (workspace.bytes < SampleWorkspaceBytes(rows, vocab)) {
     return InternalError("Sample: the workspace is too small");
   }
   params.values = static_cast<float*>(workspace.data);
-  params.slice = static_cast<int>(params.values_stride);
+  params.steps = static_cast<int>(params.values_stride / kSliceStep);
   LACUNA_CUDA_RETURN_IF_ERROR(cudaFuncSetAttribute(SampleKernel<false>,
                                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                    static_cast<int>(kScratchBytes)));

@@ -14,7 +14,7 @@ namespace lacuna::kernels::cuda {
 
 constexpr int kBins = 1024;  // two per thread
 constexpr float kBinsPerNat = 48.0f;
-constexpr int kCandidatesMax = 640;
+constexpr int kCandidatesMax = 512;
 constexpr int kMassBits = 42;  // vocabularies up to 2^21 do not overflow
 constexpr uint64_t kLastKey = ~uint64_t{0};
 
@@ -25,16 +25,16 @@ struct Candidate final {
 
 struct Pick final {
   uint64_t mass_before;
-  uint64_t key;
   uint32_t count_before;
   uint32_t count;
   int bin;
 };
 
 struct SelectScratch final {
+  uint64_t loaded[kSampleWarps];  // barriers
   TeamScratch team;
   Pick pick;
-  Pick found;
+  uint64_t found;
   int cursor;
   uint32_t count[kBins];  // this block's histogram; the mass in two halves
   uint32_t mass_low[kBins];
@@ -61,22 +61,64 @@ __device__ inline uint64_t MassOf(float value) {
   return __float2ull_rz(expf(value) * static_cast<float>(uint64_t{1} << kMassBits));
 }
 
-// This block's part of a row: values of the tokens [first, first + count).
+// This block's part of a row: values of the tokens from `first` on, each warp a run of
+// `steps` x 128; what lies beyond the row is -inf.
 struct Slice final {
   float* values;
   int first;
-  int count;
+  int steps;
+
+  // Calls f(value, index in the slice) for this thread's values, in ascending order.
+  template <typename F>
+  __device__ void ForEach(const F& f) const {
+    const int warp = static_cast<int>(threadIdx.x) / 32;
+    int i = (warp * steps * 32 + static_cast<int>(threadIdx.x) % 32) * 4;
+    for (int step = 0; step < steps; ++step, i += 128) {
+      const float4 four = *reinterpret_cast<const float4*>(values + i);
+      f(four.x, i);
+      f(four.y, i + 1);
+      f(four.z, i + 2);
+      f(four.w, i + 3);
+    }
+  }
+  // The same, and stores what f returns.
+  template <typename F>
+  __device__ void Update(const F& f) const {
+    const int warp = static_cast<int>(threadIdx.x) / 32;
+    int i = (warp * steps * 32 + static_cast<int>(threadIdx.x) % 32) * 4;
+    for (int step = 0; step < steps; ++step, i += 128) {
+      float4 four = *reinterpret_cast<const float4*>(values + i);
+      four = {f(four.x, i), f(four.y, i + 1), f(four.z, i + 2), f(four.w, i + 3)};
+      *reinterpret_cast<float4*>(values + i) = four;
+    }
+  }
 };
 
-// Which tokens take part, and their masses.
+// A place in the order; what is not after it is kept.
+struct Cutoff final {
+  float value = -INFINITY;
+  int token = 0x7fffffff;
+
+  __device__ bool Keeps(float other, int other_token) const {
+    return other > value || (other == value && other_token <= token);
+  }
+};
+
+// Which tokens take part in a selection, and their masses.
 struct Domain final {
-  float origin;      // the greatest value
-  bool with_barred;  // tokens of -inf too; masses are not wanted then
-  __device__ bool Has(float value) const { return with_barred || value != -INFINITY; }
+  float origin;              // the greatest value
+  bool with_barred = false;  // tokens of -inf too
+  bool with_mass = false;
+  float floor = -INFINITY;  // what is below is out
+  Cutoff limit = {};        // and what is after
+
+  __device__ bool Has(float value, int token) const {
+    return (with_barred || value > -INFINITY) && value >= floor && limit.Keeps(value, token);
+  }
   __device__ int Bin(float value) const {
     return static_cast<int>(fminf((origin - value) * kBinsPerNat, static_cast<float>(kBins - 1)));
   }
-  __device__ uint64_t Mass(float value) const { return with_barred ? 0 : MassOf(value); }
+  __device__ uint64_t Mass(float value) const { return with_mass ? MassOf(value) : 0; }
 };
 
 template <bool kCluster>
@@ -86,27 +128,21 @@ class Selector final {
                       const Domain& domain, int& turn)
       : team_(team), s_(scratch), slice_(slice), domain_(domain), turn_(turn) {}
 
-  // Counts and masses of all bins; `count` and `mass` get the totals.
-  __device__ void Totals(uint32_t& count, uint64_t& mass) {
+  // The first token at which `rank` tokens (if > 0), else at least `mass`, are reached. Keeps all
+  // when the domain has fewer.
+  __device__ Cutoff Select(uint32_t rank, uint64_t mass) {
     BuildCoarse();
-    (void)Find(0, 0, count, mass);
-  }
-  // The first token at which `rank` tokens (if > 0), else at least `mass`, are reached; its key and
-  // the mass up to and with it. After Totals.
-  __device__ Pick Select(uint32_t rank, uint64_t mass) {
-    uint32_t all_count;
-    uint64_t all_mass;
-    if (!coarse_) BuildCoarse();
-    Pick pick = Find(rank, mass, all_count, all_mass);
+    Pick pick;
+    if (!Find(rank, mass, pick)) return domain_.limit;
+    bin_ = pick.bin;
     if (pick.count > kCandidatesMax) {
-      bin_ = pick.bin;
       BoundBin();
       while (pick.count > kCandidatesMax) {
         const int bits = 64 - __clzll(static_cast<long long>(high_ - low_));
         shift_ = max(0, bits - 10);
         BuildFine();
-        const Pick inner = Find(rank > 0 ? rank - pick.count_before : 0, mass - pick.mass_before,
-                                all_count, all_mass);
+        Pick inner;
+        Find(rank > 0 ? rank - pick.count_before : 0, mass - pick.mass_before, inner);
         pick.count_before += inner.count_before;
         pick.mass_before += inner.mass_before;
         pick.count = inner.count;
@@ -117,12 +153,17 @@ class Selector final {
     }
     Collect(pick);
     Rank(pick, rank, mass);
-    return s_.found;
+    return {ValueOf(s_.found), TokenOf(s_.found)};
   }
 
  private:
-  __device__ bool InRange(float value, uint64_t key) const {
-    return domain_.Has(value) && domain_.Bin(value) == bin_ && key >= low_ && key <= high_;
+  __device__ bool InBin(float value, int i) const {
+    return domain_.Has(value, slice_.first + i) && domain_.Bin(value) == bin_;
+  }
+  __device__ bool InRange(float value, int i, uint64_t& key) const {
+    if (!InBin(value, i)) return false;
+    key = KeyOf(value, slice_.first + i);
+    return key >= low_ && key <= high_;
   }
   __device__ void Clear() {
     __syncthreads();
@@ -146,9 +187,8 @@ class Selector final {
     Clear();
     uint64_t last_count = 0;  // many tokens share the last bin: not one by one
     uint64_t last_mass = 0;
-    for (int i = static_cast<int>(threadIdx.x); i < slice_.count; i += kSampleThreads) {
-      const float value = slice_.values[i];
-      if (!domain_.Has(value)) continue;
+    slice_.ForEach([&](float value, int i) {
+      if (!domain_.Has(value, slice_.first + i)) return;
       const int bin = domain_.Bin(value);
       if (bin < kBins - 1) {
         Add(bin, 1, domain_.Mass(value));
@@ -156,39 +196,33 @@ class Selector final {
         ++last_count;
         last_mass += domain_.Mass(value);
       }
-    }
+    });
     last_count = WarpSum(last_count);
     last_mass = WarpSum(last_mass);
     if (threadIdx.x % 32 == 0 && last_count > 0) {
       Add(kBins - 1, static_cast<uint32_t>(last_count), last_mass);
     }
     Merge();
-    coarse_ = true;
-    low_ = 0;
-    high_ = kLastKey;
   }
   __device__ void BuildFine() {
     Clear();
-    for (int i = static_cast<int>(threadIdx.x); i < slice_.count; i += kSampleThreads) {
-      const float value = slice_.values[i];
-      const uint64_t key = KeyOf(value, slice_.first + i);
-      if (!InRange(value, key)) continue;
+    slice_.ForEach([&](float value, int i) {
+      uint64_t key;
+      if (!InRange(value, i, key)) return;
       Add(static_cast<int>((key - low_) >> shift_), 1, domain_.Mass(value));
-    }
+    });
     Merge();
-    coarse_ = false;
   }
   // The least and greatest key of the bin.
   __device__ void BoundBin() {
     uint64_t least = kLastKey;
     uint64_t greatest = 0;
-    for (int i = static_cast<int>(threadIdx.x); i < slice_.count; i += kSampleThreads) {
-      const float value = slice_.values[i];
-      if (!domain_.Has(value) || domain_.Bin(value) != bin_) continue;
+    slice_.ForEach([&](float value, int i) {
+      if (!InBin(value, i)) return;
       const uint64_t key = KeyOf(value, slice_.first + i);
       least = min(least, key);
       greatest = max(greatest, key);
-    }
+    });
     TeamMinMax(team_, s_.team, turn_, least, greatest);
     low_ = least;
     high_ = greatest;
@@ -204,6 +238,7 @@ class Selector final {
       uint64_t mass = 0;
       for (int r = 0; r < team_.size; ++r) {
         count += *team_.Remote(&s_.count[bin], r);
+        if (!domain_.with_mass) continue;
         mass += (static_cast<uint64_t>(*team_.Remote(&s_.mass_high[bin], r)) << 32) +
                 *team_.Remote(&s_.mass_low[bin], r);
       }
@@ -215,17 +250,17 @@ class Selector final {
     team_.Barrier();
   }
 
-  // The bin in which `rank` tokens (if > 0), else `wanted` mass, are reached.
-  __device__ Pick Find(uint32_t rank, uint64_t wanted, uint32_t& all_count, uint64_t& all_mass) {
+  // The bin in which `rank` tokens (if > 0), else `wanted` mass, are reached; false if none.
+  __device__ bool Find(uint32_t rank, uint64_t wanted, Pick& pick) {
     const int bin = static_cast<int>(threadIdx.x) * 2;
     const int warp = static_cast<int>(threadIdx.x) / 32;
-    const uint32_t counts[2] = {s_.team_count[bin], s_.team_count[bin + 1]};
+    const uint64_t counts[2] = {s_.team_count[bin], s_.team_count[bin + 1]};
     const uint64_t masses[2] = {s_.team_mass[bin], s_.team_mass[bin + 1]};
-    const uint64_t count_here = uint64_t{counts[0]} + counts[1];
+    const uint64_t count_here = counts[0] + counts[1];
     const uint64_t mass_here = masses[0] + masses[1];
     uint64_t count = WarpPrefix(count_here);
     uint64_t mass = WarpPrefix(mass_here);
-    __syncthreads();
+    if (threadIdx.x == 0) s_.pick.count = 0;
     if (threadIdx.x % 32 == 31) {
       s_.team.warps[0][warp] = count;
       s_.team.warps[1][warp] = mass;
@@ -233,34 +268,27 @@ class Selector final {
     __syncthreads();
     count -= count_here;
     mass -= mass_here;
-    uint64_t total_count = 0;
-    all_mass = 0;
-    for (int i = 0; i < kSampleWarps; ++i) {
-      if (i < warp) {
-        count += s_.team.warps[0][i];
-        mass += s_.team.warps[1][i];
-      }
-      total_count += s_.team.warps[0][i];
-      all_mass += s_.team.warps[1][i];
+    for (int i = 0; i < warp; ++i) {
+      count += s_.team.warps[0][i];
+      mass += s_.team.warps[1][i];
     }
-    all_count = static_cast<uint32_t>(total_count);
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       const bool here = rank > 0 ? count < rank && rank <= count + counts[j]
                                  : mass < wanted && wanted <= mass + masses[j];
       if (here) {
-        s_.pick = {mass, 0, static_cast<uint32_t>(count), counts[j], bin + j};
+        s_.pick = {mass, static_cast<uint32_t>(count), static_cast<uint32_t>(counts[j]), bin + j};
       }
       count += counts[j];
       mass += masses[j];
     }
     __syncthreads();
-    return s_.pick;
+    pick = s_.pick;
+    return pick.count > 0;
   }
 
   // The tokens of the picked bin to the lists of all blocks.
   __device__ void Collect(const Pick& pick) {
-    if (coarse_) bin_ = pick.bin;
     if (threadIdx.x == 0) {
       int before = 0;
       for (int r = 0; r < team_.rank; ++r) {
@@ -269,14 +297,13 @@ class Selector final {
       s_.cursor = before;
     }
     __syncthreads();
-    for (int i = static_cast<int>(threadIdx.x); i < slice_.count; i += kSampleThreads) {
-      const float value = slice_.values[i];
-      const uint64_t key = KeyOf(value, slice_.first + i);
-      if (!InRange(value, key)) continue;
+    slice_.ForEach([&](float value, int i) {
+      Candidate candidate;
+      if (!InRange(value, i, candidate.key)) return;
+      candidate.mass = domain_.Mass(value);
       const int at = atomicAdd(&s_.cursor, 1);
-      const Candidate candidate{key, domain_.Mass(value)};
       for (int r = 0; r < team_.size; ++r) *team_.Remote(&s_.list[at], r) = candidate;
-    }
+    });
     team_.Barrier();
   }
 
@@ -309,7 +336,7 @@ class Selector final {
       const bool here = rank > 0 ? tokens + 1 == rank : mass < wanted && wanted <= mass + mine.mass;
       if (i < end && here && helper == 0) {
         for (int r = 0; r < team_.size; ++r) {
-          *team_.Remote(&s_.found, r) = {mass + mine.mass, mine.key, tokens, 1, 0};
+          *team_.Remote(&s_.found, r) = mine.key;
         }
       }
     }
@@ -319,9 +346,8 @@ class Selector final {
   const Team<kCluster>& team_;
   SelectScratch& s_;
   const Slice& slice_;
-  Domain domain_;
+  const Domain domain_;
   int& turn_;
-  bool coarse_ = false;
   int bin_ = 0;
   int shift_ = 0;
   uint64_t low_ = 0;

@@ -10,7 +10,7 @@ namespace lacuna::kernels::cuda {
 
 constexpr int kSampleThreads = 512;
 constexpr int kSampleWarps = kSampleThreads / 32;
-constexpr int kTeamMax = 8;
+constexpr int kTeamMax = 16;
 
 template <bool kCluster>
 class Team final {

@@ -39,8 +39,8 @@ struct SkinnyParams final {
   int k;
   int tile_groups;  // most groups of a tile; times the splits of k at most kWarps
   int stages;
-  bool early;
-  int prefetch_chunks;  // asked of L2 beyond the first ring
+  const std::byte* next;
+  int64_t next_bytes;
 };
 
 // The share of one block: groups [begin, begin + count) of 8 weight rows, cut into even tiles.
@@ -95,6 +95,18 @@ __device__ inline void ArriveWhenCopied(uint32_t barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
 
+// Brings the weights of a later product to L2 while memory would be idle; by one warp.
+__device__ inline void PrefetchNext(const SkinnyParams& p) {
+  constexpr int kPiece = 4096;
+  const int64_t share = p.next_bytes / gridDim.x / 16 * 16;
+  const std::byte* from = p.next + blockIdx.x * share;
+  for (int64_t i = static_cast<int64_t>(threadIdx.x % 32) * kPiece; i < share; i += 32 * kPiece) {
+    const auto bytes = static_cast<uint32_t>(min(share - i, static_cast<int64_t>(kPiece)));
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from + i), "r"(bytes)
+                 : "memory");
+  }
+}
+
 // Weights, by kCopyWarps warps, each a row of a chunk at a time. They are constants: no wait for
 // the previous kernel, and the next one may start when the last copy is on its way.
 template <int kChunk>
@@ -126,25 +138,13 @@ __device__ void CopyWeights(const SkinnyParams& p, const Share& share, const Rin
       ArriveWhenCopied(ring.full + cursor.stage * 8);
     }
   }
-  LetNextStart();
+  if (warp == 0 && p.next_bytes > 0) PrefetchNext(p);
 }
 
-// x, by one warp, after the previous kernel has ended. While it waits, L2 gets what follows the
-// first ring of weights.
+// x, by one warp, after the previous kernel has ended.
 template <int kChunk>
 __device__ void CopyX(const SkinnyParams& p, const Share& share, const Ring& ring, int chunks) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int ahead = min(p.prefetch_chunks, chunks - p.stages);
-  if (ahead > 0) {
-    const int first = share.TileBegin(0) * kGroupRows;
-    const int rows = min(share.TileBegin(1) * kGroupRows, p.n) - first;
-    const int begin = p.stages * kChunk;
-    const int bytes = min(ahead * kChunk, p.k - begin) * 2;
-    for (int row = lane; row < rows; row += 32) {
-      const std::byte* from = p.weight + (static_cast<int64_t>(first + row) * p.k + begin) * 2;
-      asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
-    }
-  }
   WaitForPrevious();
   Cursor cursor{ring, p.stages};
   for (int tile = 0; tile < share.tiles; ++tile) {
@@ -286,7 +286,7 @@ __global__ void __launch_bounds__(kThreads, 2) SkinnyKernel(const SkinnyParams p
     FenceBarrierInit();
   }
   __syncthreads();
-  if (p.early) LetNextStart();
+  LetNextStart();
   const Share share(p);
   const int warp = static_cast<int>(threadIdx.x) / 32;
   if (warp < kWarps) {
@@ -312,7 +312,6 @@ Status LaunchSkinny(const SkinnyPlan& plan, const SkinnyTuning& tuning) {
   const int x_rows = params.m > 8 ? 16 : params.m;
   const int slot_bytes = (params.tile_groups * kGroupRows + x_rows) * kPitch<kChunk>;
   params.stages = std::clamp(tuning.ring_bytes / slot_bytes, 2, kStagesMax);
-  params.prefetch_chunks = tuning.prefetch_bytes / slot_bytes;
   const int shared_bytes = params.stages * slot_bytes;
   const auto kernel = params.m > 8 ? SkinnyKernel<T, kChunk, kSplits, true>
                                    : SkinnyKernel<T, kChunk, kSplits, false>;
@@ -365,8 +364,8 @@ Status SkinnyMatmul(const MatmulTask& task, int sm_count, bool whole_k, const Sk
                              .k = static_cast<int>(task.k),
                              .tile_groups = tuning.tile_groups,
                              .stages = 0,
-                             .early = tuning.early,
-                             .prefetch_chunks = 0},
+                             .next = static_cast<const std::byte*>(task.next),
+                             .next_bytes = task.next_bytes},
                   .blocks = blocks,
                   .splits = 1,
                   .stream = stream};

@@ -1,6 +1,7 @@
 // Matrix product by tiles with mma.sync (sm_80 and newer): what deterministic mode uses for many
 // rows, and few rows before sm_90. Every output is one chain of m16n8k16 over ascending k, with the
-// order within 32 of k of skinny_matmul_sm90.cu, so its bits depend on neither m nor the tile shape.
+// order within 32 of k of skinny_matmul_sm90.cu, so its bits depend on neither m nor the tile
+// shape.
 #include <algorithm>
 
 #include "kernels/core/checked_math.h"
@@ -29,7 +30,7 @@ struct TileShape final {
   static constexpr int kPanelBytes = (kRows + kColumns) * kPanel * 2;
   static constexpr int kSharedBytes = kStages * kPanels * kPanelBytes;
 };
-using LargeTile = TileShape<2, 4, 4, 4, 2, 3>;  // 128 x 128
+using LargeTile = TileShape<2, 4, 4, 4, 4, 3>;  // 128 x 128
 using SmallTile = TileShape<1, 4, 1, 1, 4, 5>;  // 16 x 32
 
 struct TileParams final {
@@ -61,21 +62,38 @@ __device__ inline void LoadShared16(uint32_t (&out)[4], uint32_t address) {
                : "r"(address));
 }
 
-template <typename T, typename Shape>
-__device__ void MultiplyPanel(float (&sum)[Shape::kM][Shape::kN][4], uint32_t x, uint32_t weight) {
-  uint32_t b[Shape::kN][4];
-#pragma unroll
-  for (int j = 0; j < Shape::kN; ++j) LoadShared16(b[j], weight + j * 8 * kPanel * 2);
-#pragma unroll
-  for (int i = 0; i < Shape::kM; ++i) {
-    uint32_t low[4];
-    uint32_t high[4];
-    LoadShared16(low, x + i * 16 * kPanel * 2);
-    LoadShared16(high, x + (i * 16 + 8) * kPanel * 2);
+// The operands of one panel, as mma wants them.
+template <typename Shape>
+struct Fragments final {
+  uint32_t x[Shape::kM][2][4];  // rows g and g + 8
+  uint32_t weight[Shape::kN][4];
+
+  __device__ void Load(uint32_t x_at, uint32_t weight_at) {
 #pragma unroll
     for (int j = 0; j < Shape::kN; ++j) {
-      MmaM16N8K16<T>(sum[i][j], {low[0], high[0], low[1], high[1]}, b[j][0], b[j][1]);
-      MmaM16N8K16<T>(sum[i][j], {low[2], high[2], low[3], high[3]}, b[j][2], b[j][3]);
+      LoadShared16(weight[j], weight_at + j * 8 * kPanel * 2);
+    }
+#pragma unroll
+    for (int i = 0; i < Shape::kM; ++i) {
+      LoadShared16(x[i][0], x_at + i * 16 * kPanel * 2);
+      LoadShared16(x[i][1], x_at + (i * 16 + 8) * kPanel * 2);
+    }
+  }
+};
+
+template <typename T, typename Shape>
+__device__ void Multiply(float (&sum)[Shape::kM][Shape::kN][4], const Fragments<Shape>& f) {
+#pragma unroll
+  for (int half = 0; half < 4; half += 2) {
+#pragma unroll
+    for (int i = 0; i < Shape::kM; ++i) {
+#pragma unroll
+      for (int j = 0; j < Shape::kN; ++j) {
+        const auto& low = f.x[i][0];
+        const auto& high = f.x[i][1];
+        MmaM16N8K16<T>(sum[i][j], {low[half], high[half], low[half + 1], high[half + 1]},
+                       f.weight[j][half], f.weight[j][half + 1]);
+      }
     }
   }
 }
@@ -99,7 +117,7 @@ __device__ void StoreTile(const TileParams& p, const float (&sum)[Shape::kM][Sha
 }
 
 template <typename T, typename Shape>
-__global__ void __launch_bounds__(Shape::kThreads) TileKernel(const TileParams p) {
+__global__ void __launch_bounds__(Shape::kThreads, 1) TileKernel(const TileParams p) {
   extern __shared__ __align__(128) std::byte shared[];
   const uint32_t base = SharedAddress(shared);
   const int64_t row0 = static_cast<int64_t>(blockIdx.x) * Shape::kRows;
@@ -127,6 +145,7 @@ __global__ void __launch_bounds__(Shape::kThreads) TileKernel(const TileParams p
   };
 
   float sum[Shape::kM][Shape::kN][4] = {};
+  Fragments<Shape> fragments[2];
   LetNextStart();
   WaitForPrevious();
   for (int step = 0; step < Shape::kStages - 1; ++step) copy(step);
@@ -134,13 +153,18 @@ __global__ void __launch_bounds__(Shape::kThreads) TileKernel(const TileParams p
     AsyncCopyWait<Shape::kStages - 2>();
     __syncthreads();
     copy(step + Shape::kStages - 1);
+    const uint32_t stage = base + step % Shape::kStages * Shape::kPanels * Shape::kPanelBytes +
+                           lane / 4 * kPanel * 2 + lane % 4 * 16;
+    const auto load = [&](int panel) {
+      const uint32_t at = stage + panel * Shape::kPanelBytes;
+      fragments[panel % 2].Load(at + warp_row * kPanel * 2,
+                                at + (Shape::kRows + warp_column) * kPanel * 2);
+    };
+    load(0);
 #pragma unroll
     for (int i = 0; i < Shape::kPanels; ++i) {
-      const uint32_t panel =
-          base + (step % Shape::kStages * Shape::kPanels + i) * Shape::kPanelBytes;
-      const uint32_t at = lane / 4 * kPanel * 2 + lane % 4 * 16;
-      MultiplyPanel<T, Shape>(sum, panel + warp_row * kPanel * 2 + at,
-                              panel + (Shape::kRows + warp_column) * kPanel * 2 + at);
+      if (i + 1 < Shape::kPanels) load(i + 1);
+      Multiply<T, Shape>(sum, fragments[i % 2]);
     }
   }
   StoreTile<Shape>(p, sum, row0 + warp_row, column0 + warp_column);
