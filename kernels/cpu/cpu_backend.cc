@@ -150,25 +150,6 @@ class CpuBackend final : public Backend {
     return OkStatus();
   }
 
-  Status Rope(const RopeArgs& args, Stream&) override {
-    LACUNA_RETURN_IF_ERROR(CheckIndices(args.positions, args.cos_sin.dim(0), "Rope: positions"));
-    const int64_t pairs = args.cos_sin.dim(1) / 2;
-    const int64_t head_bytes = RowBytes(args.x) / args.x.dim(1);
-    ForRows(pool_, args.x.dim(0), RowBytes(args.x), [&](int64_t row) {
-      const auto* cosines =
-          reinterpret_cast<const float*>(RowOf(args.cos_sin, args.positions.as<int32_t>()[row]));
-      for (int64_t head = 0; head < args.x.dim(1); ++head) {
-        rows_.rope({.x = RowOf(args.x, row) + head * head_bytes,
-                    .cosines = cosines,
-                    .sines = cosines + pairs,
-                    .dtype = precision_,
-                    .interleaved = args.interleaved,
-                    .pairs = pairs});
-      }
-    });
-    return OkStatus();
-  }
-
   Status GatedActivation(const GatedActivationArgs& args, Stream&) override {
     const int64_t half_bytes = RowBytes(args.gate_up) / 2;
     ForRows(pool_, args.out.dim(0), 3 * half_bytes, [&](int64_t row) {
@@ -201,6 +182,8 @@ class CpuBackend final : public Backend {
   }
 
   Status RopeAppend(const RopeAppendArgs& args, Stream& stream) override {
+    LACUNA_RETURN_IF_ERROR(
+        CheckIndices(args.positions, args.cos_sin.dim(0), "RopeAppend: positions"));
     for (const auto& [heads, weight] :
          {std::pair(&args.q, &args.q_norm), {&args.k, &args.k_norm}}) {
       if (heads->empty()) continue;
@@ -208,11 +191,7 @@ class CpuBackend final : public Backend {
         LACUNA_RETURN_IF_ERROR(
             RmsNorm({.x = *heads, .weight = *weight, .out = *heads, .eps = args.norm_eps}, stream));
       }
-      LACUNA_RETURN_IF_ERROR(Rope({.x = *heads,
-                                   .positions = args.positions,
-                                   .cos_sin = args.cos_sin,
-                                   .interleaved = args.interleaved},
-                                  stream));
+      Turn(*heads, args);
     }
     return AppendKv({.k = args.k, .v = args.v, .slots = args.slots, .pool = args.pool}, stream);
   }
@@ -231,6 +210,24 @@ class CpuBackend final : public Backend {
   }
 
  private:
+  // Rotary embedding of x [tokens, heads, head_dim] in place.
+  void Turn(const TensorView& x, const RopeAppendArgs& args) {
+    const int64_t pairs = args.cos_sin.dim(1) / 2;
+    const int64_t head_bytes = RowBytes(x) / x.dim(1);
+    ForRows(pool_, x.dim(0), RowBytes(x), [&](int64_t row) {
+      const auto* cosines =
+          reinterpret_cast<const float*>(RowOf(args.cos_sin, args.positions.as<int32_t>()[row]));
+      for (int64_t head = 0; head < x.dim(1); ++head) {
+        rows_.rope({.x = RowOf(x, row) + head * head_bytes,
+                    .cosines = cosines,
+                    .sines = cosines + pairs,
+                    .dtype = precision_,
+                    .interleaved = args.interleaved,
+                    .pairs = pairs});
+      }
+    });
+  }
+
   DType precision_;
   bool deterministic_;
   Isa isa_;

@@ -54,7 +54,6 @@ struct Place final {
 };
 
 __device__ Place PlaceOf(const Params& params, int token) {
-  if (params.slots == nullptr) return {};
   const int slot = params.slots[token];
   const int next = token + 1 < params.tokens ? params.slots[token + 1] : -1;
   if (slot < 0) return {};
@@ -418,7 +417,7 @@ bool Vectors(const Params& params, std::initializer_list<TensorView> views, DTyp
 
 Status Run(const Params& params, std::initializer_list<TensorView> views, DType dtype,
            cudaStream_t stream) {
-  if (params.kv_heads > 0 && dtype != DType::kF32 && params.head_dim % 8 != 0) {
+  if (dtype != DType::kF32 && params.head_dim % 8 != 0) {
     return InvalidArgument(
         "AppendKv: pool: need a head_dim that is a multiple of 8 on this device");
   }
@@ -446,20 +445,6 @@ Status AppendKv(const AppendKvArgs& args, cudaStream_t stream) {
                       .kv_heads = static_cast<int>(args.pool.kv_heads),
                       .head_dim = static_cast<int>(args.pool.head_dim)};
   return Run(params, {args.k, args.v}, args.pool.dtype, stream);
-}
-
-Status Rope(const RopeArgs& args, cudaStream_t stream) {
-  const Params params{.q = HeadsOf(args.x),
-                      .positions = args.positions.as<const int32_t>(),
-                      .cos_sin = args.cos_sin.as<const float>(),
-                      .cos_sin_stride = args.cos_sin.stride(0),
-                      .positions_max = args.cos_sin.dim(0),
-                      .rotary_dim = static_cast<int>(args.cos_sin.dim(1)),
-                      .interleaved = args.interleaved,
-                      .tokens = static_cast<int>(args.x.dim(0)),
-                      .q_heads = static_cast<int>(args.x.dim(1)),
-                      .head_dim = static_cast<int>(args.x.dim(2))};
-  return Run(params, {args.x, args.cos_sin}, args.x.dtype(), stream);
 }
 
 Status RopeAppend(const RopeAppendArgs& args, cudaStream_t stream) {

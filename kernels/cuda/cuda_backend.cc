@@ -62,10 +62,6 @@ class CudaBackend final : public Backend {
     LACUNA_RETURN_IF_ERROR(device_->Enter());
     return matmuls_->Run(args, device_->Native(stream));
   }
-  Status Rope(const RopeArgs& args, Stream& stream) override {
-    LACUNA_RETURN_IF_ERROR(device_->Enter());
-    return cuda::Rope(args, device_->Native(stream));
-  }
   Status GatedActivation(const GatedActivationArgs& args, Stream& stream) override {
     LACUNA_RETURN_IF_ERROR(device_->Enter());
     return cuda::GatedActivation(args, device_->Native(stream));

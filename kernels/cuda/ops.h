@@ -34,7 +34,6 @@ struct Workspace final {
 // row_ops.cu
 Status Embed(const EmbedArgs& args, cudaStream_t stream);
 Status RmsNorm(const RmsNormArgs& args, cudaStream_t stream);
-Status Rope(const RopeArgs& args, cudaStream_t stream);
 Status GatedActivation(const GatedActivationArgs& args, cudaStream_t stream);
 Status GatherRows(const GatherRowsArgs& args, cudaStream_t stream);
 Status Softcap(const SoftcapArgs& args, cudaStream_t stream);

@@ -51,16 +51,6 @@ struct MatmulArgs final {
   bool accumulate = false;
 };
 
-// Rotary position embedding in place (Su et al. 2021) on the first rotary_dim channels of each
-// head. cos_sin[p] = rotary_dim / 2 cosines, then as many sines. Halves: pairs (i, i + rotary_dim /
-// 2); interleaved: pairs (2i, 2i + 1).
-struct RopeArgs final {
-  TensorView x;          // [tokens, heads, head_dim] act, in place
-  TensorView positions;  // [tokens] i32
-  TensorView cos_sin;    // [positions_max, rotary_dim] f32
-  bool interleaved = false;
-};
-
 enum class Activation { kSilu, kGeluTanh };
 
 // out[:, i] = activation(gate_up[:, i]) * gate_up[:, ffn + i]

@@ -22,8 +22,12 @@ struct AppendKvArgs final {
 };
 
 // What happens to the q, k and v of new tokens before attention, in one pass over them: optional
-// RMS norm of each q and k head (Qwen 3, Gemma 3), rotary embedding of q and k (see RopeArgs), and
-// AppendKv of the k and v that result. q is changed in place, k may be; v is not.
+// RMS norm of each q and k head (Qwen 3, Gemma 3), rotary embedding of q and k, and AppendKv of the
+// k and v that result. q is changed in place, k may be; v is not.
+//
+// Rotary position embedding (Su et al. 2021) turns the first rotary_dim channels of each head.
+// cos_sin[p] = rotary_dim / 2 cosines, then as many sines. Halves: pairs (i, i + rotary_dim / 2);
+// interleaved: pairs (2i, 2i + 1).
 struct RopeAppendArgs final {
   TensorView q;       // [tokens, q_heads, head_dim] act, in place
   TensorView k;       // [tokens, kv_heads, head_dim] act, scratch afterwards

@@ -58,7 +58,6 @@ class Backend {
   virtual Status Embed(const EmbedArgs& args, Stream& stream) = 0;
   virtual Status RmsNorm(const RmsNormArgs& args, Stream& stream) = 0;
   virtual Status Matmul(const MatmulArgs& args, Stream& stream) = 0;
-  virtual Status Rope(const RopeArgs& args, Stream& stream) = 0;
   virtual Status GatedActivation(const GatedActivationArgs& args, Stream& stream) = 0;
   virtual Status GatherRows(const GatherRowsArgs& args, Stream& stream) = 0;
   virtual Status Softcap(const SoftcapArgs& args, Stream& stream) = 0;

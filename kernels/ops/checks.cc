@@ -52,20 +52,6 @@ Status Check(const MatmulArgs& args, DType act) {
   return check.Take();
 }
 
-Status Check(const RopeArgs& args, DType act) {
-  Checker check("Rope");
-  if (!check.Tensor("x", args.x, {act}, {kAnyDim, kAnyDim, kAnyDim}) ||
-      !check.Tensor("positions", args.positions, {DType::kI32}, {args.x.dim(0)}) ||
-      !check.Tensor("cos_sin", args.cos_sin, {DType::kF32}, {kAnyDim, kAnyDim})) {
-    return check.Take();
-  }
-  const int64_t rotary_dim = args.cos_sin.dim(1);
-  check.Require(args.positions.contiguous(), "positions", "a contiguous vector");
-  check.Require(rotary_dim > 0 && rotary_dim % 2 == 0 && rotary_dim <= args.x.dim(2), "cos_sin",
-                "an even rotary_dim, at least 2 and at most head_dim");
-  return check.Take();
-}
-
 Status Check(const GatedActivationArgs& args, DType act) {
   Checker check("GatedActivation");
   if (!check.Tensor("out", args.out, {act}, {kAnyDim, kAnyDim})) return check.Take();

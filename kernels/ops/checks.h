@@ -13,7 +13,6 @@ namespace lacuna::kernels {
 Status Check(const EmbedArgs& args, DType act);
 Status Check(const RmsNormArgs& args, DType act);
 Status Check(const MatmulArgs& args, DType act);
-Status Check(const RopeArgs& args, DType act);
 Status Check(const GatedActivationArgs& args, DType act);
 Status Check(const GatherRowsArgs& args, DType act);
 Status Check(const SoftcapArgs& args, DType act);

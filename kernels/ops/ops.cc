@@ -19,11 +19,6 @@ Status Matmul(Backend& backend, const MatmulArgs& args, Stream& stream) {
   return args.out.empty() ? OkStatus() : backend.Matmul(args, stream);
 }
 
-Status Rope(Backend& backend, const RopeArgs& args, Stream& stream) {
-  LACUNA_RETURN_IF_ERROR(Check(args, backend.act_dtype()));
-  return args.x.empty() ? OkStatus() : backend.Rope(args, stream);
-}
-
 Status GatedActivation(Backend& backend, const GatedActivationArgs& args, Stream& stream) {
   LACUNA_RETURN_IF_ERROR(Check(args, backend.act_dtype()));
   return args.out.empty() ? OkStatus() : backend.GatedActivation(args, stream);

@@ -19,7 +19,6 @@ namespace lacuna::kernels {
 Status Embed(Backend& backend, const EmbedArgs& args, Stream& stream);
 Status RmsNorm(Backend& backend, const RmsNormArgs& args, Stream& stream);
 Status Matmul(Backend& backend, const MatmulArgs& args, Stream& stream);
-Status Rope(Backend& backend, const RopeArgs& args, Stream& stream);
 Status GatedActivation(Backend& backend, const GatedActivationArgs& args, Stream& stream);
 Status GatherRows(Backend& backend, const GatherRowsArgs& args, Stream& stream);
 Status Softcap(Backend& backend, const SoftcapArgs& args, Stream& stream);

@@ -222,9 +222,6 @@ class Split final : public SplitBackend {
   Status Matmul(const MatmulArgs& args, Stream&) override {
     return Defer({args.x, args.bias, args.out}, args, &Backend::Matmul);
   }
-  Status Rope(const RopeArgs& args, Stream&) override {
-    return Defer({args.x, args.positions, args.cos_sin}, args, &Backend::Rope);
-  }
   Status GatedActivation(const GatedActivationArgs& args, Stream&) override {
     return Defer({args.gate_up, args.out}, args, &Backend::GatedActivation);
   }

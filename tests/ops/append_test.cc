@@ -281,6 +281,39 @@ TEST_P(AppendTest, StaleRowsAreCleared) {
   }
 }
 
+// A backend that reads positions on the host refuses; one that reads them on the device makes NaN.
+TEST_P(AppendTest, PositionsOutOfRange) {
+  const bool on_host = place().on_host();
+  for (const int64_t head_dim : {64, 72}) {
+    const AppendShape shape{.q_heads = 1, .kv_heads = 1, .head_dim = head_dim};
+    for (const int32_t bad : {-1, static_cast<int32_t>(kPositions)}) {
+      TestTensor q(place(), act(), 2, head_dim);
+      TestTensor k(place(), act(), 2, head_dim);
+      TestTensor table(place(), DType::kF32, kPositions, head_dim);
+      for (TestTensor* tensor : {&q, &k, &table}) tensor->Fill(random());
+      TestArray<int32_t> slots(backend(), {0, 1});
+      TestArray<int32_t> positions(backend(), {3, bad});
+      Pool pool = MakePool(shape, 1);
+      const RopeAppendArgs args{.q = q.view3(1),
+                                .k = k.view3(1),
+                                .v = k.view3(1),
+                                .q_norm = {},
+                                .k_norm = {},
+                                .positions = TensorView(positions.device(), DType::kI32, {2}),
+                                .cos_sin = table.view(),
+                                .slots = TensorView(slots.device(), DType::kI32, {2}),
+                                .pool = pool.view()};
+      EXPECT_EQ(RopeAppend(backend(), args, stream()).code(),
+                on_host ? StatusCode::kInvalidArgument : StatusCode::kOk);
+      q.ExpectGuards();
+      for (int64_t i = 0; i < head_dim && !on_host; ++i) {
+        EXPECT_FALSE(std::isnan(q.at(0, i)));
+        EXPECT_TRUE(std::isnan(q.at(1, i)));
+      }
+    }
+  }
+}
+
 TEST_P(AppendTest, RowBitsDoNotDependOnTheBatch) {
   const AppendShape shape{.q_heads = 8, .head_dim = 128, .rotary_dim = 128, .norm = true};
   const Rows rows = MakeRows(shape, {{0, 299}});

@@ -123,26 +123,6 @@ TEST(Checks, Matmul) {
               }}});
 }
 
-TEST(Checks, Rope) {
-  const RopeArgs good{.x = Act({3, 2, 8}), .positions = Ints(3), .cos_sin = F32({16, 8})};
-  ExpectRefused<RopeArgs>(good, {{"Rope: x",
-                                  [](auto& a) {
-                                    a.x = Act({3, 16});
-                                  }},
-                                 {"Rope: positions", [](auto& a) { a.positions = Ints(4); }},
-                                 {"Rope: cos_sin",
-                                  [](auto& a) {
-                                    a.cos_sin = F32({16, 10});
-                                  }},
-                                 {"Rope: cos_sin",
-                                  [](auto& a) {
-                                    a.cos_sin = F32({16, 3});
-                                  }},
-                                 {"Rope: cos_sin", [](auto& a) {
-                                    a.cos_sin = F32({16, 0});
-                                  }}});
-}
-
 TEST(Checks, GatedActivation) {
   const GatedActivationArgs good{.gate_up = Act({3, 16}), .out = Act({3, 8})};
   ExpectRefused<GatedActivationArgs>(good, {{"GatedActivation: gate_up",

@@ -125,59 +125,12 @@ TEST_P(RowOpsTest, IndicesOutOfRange) {
     EXPECT_EQ(Embed(backend(), embed, stream()).code(), code);
     const GatherRowsArgs gather{.x = table.view(), .rows = ids.vector(), .out = gathered.view()};
     EXPECT_EQ(GatherRows(backend(), gather, stream()).code(), code);
-    TestTensor x(place(), act(), 2, 8);
-    x.Fill(random());
-    const RopeArgs rope{.x = x.view3(1), .positions = ids.vector(), .cos_sin = table.view()};
-    EXPECT_EQ(Rope(backend(), rope, stream()).code(), code);
-    for (TestTensor* out : {&embedded, &gathered, &x}) {
+    for (TestTensor* out : {&embedded, &gathered}) {
       out->ExpectGuards();
       if (on_host) continue;
       for (int64_t i = 0; i < 8; ++i) {
         EXPECT_FALSE(std::isnan(out->at(0, i)));
         EXPECT_TRUE(std::isnan(out->at(1, i)));
-      }
-    }
-  }
-}
-
-TEST_P(RowOpsTest, Rope) {
-  constexpr int64_t kPositions = 40;
-  for (const bool interleaved : {false, true}) {
-    for (const auto& [head_dim, rotary_dim] :
-         {std::pair<int64_t, int64_t>{2, 2}, {6, 4}, {64, 64}, {80, 34}, {128, 128}}) {
-      for (const auto& [tokens, heads] : {std::pair<int64_t, int64_t>{1, 1}, {3, 5}, {200, 3}}) {
-        TestTensor x(place(), act(), tokens, heads * head_dim, heads * head_dim + 3);
-        TestTensor table(place(), DType::kF32, kPositions, rotary_dim, rotary_dim + 1);
-        TestTensor positions(place(), DType::kI32, tokens, 1);
-        x.Fill(random());
-        table.Fill(random());
-        for (int64_t t = 0; t < tokens; ++t) {
-          positions.set(t, 0, static_cast<float>(t * 7 % kPositions));
-        }
-        const TestTensor before = x;
-        const RopeArgs args{.x = x.view3(heads),
-                            .positions = positions.vector(),
-                            .cos_sin = table.view(),
-                            .interleaved = interleaved};
-        ASSERT_EQ(Rope(backend(), args, stream()), OkStatus());
-        x.ExpectGuards();
-        const int64_t half = rotary_dim / 2;
-        for (int64_t i = 0; i < tokens * heads * head_dim; ++i) {
-          const int64_t t = i / (heads * head_dim);
-          const int64_t c = i % (heads * head_dim);
-          const int64_t d = c % head_dim;
-          double want = before.at(t, c);
-          if (d < rotary_dim) {
-            const int64_t pair = interleaved ? d / 2 : d % half;
-            const bool second = interleaved ? d % 2 == 1 : d >= half;
-            const int64_t step = interleaved ? 1 : half;
-            const double cosine = table.at(t * 7 % kPositions, pair);
-            const double sine = table.at(t * 7 % kPositions, half + pair);
-            const double partner = before.at(t, second ? c - step : c + step);
-            want = want * cosine + (second ? partner : -partner) * sine;
-          }
-          ExpectNear(x.at(t, c), want, act(), 1e-6, 2e-6, "rope");
-        }
       }
     }
   }
