@@ -476,7 +476,7 @@ bool CheckFunction(const World& world, const Case& c,
   const bool simple = std::strcmp(kernel, "simple") == 0;
   if (!c.ranges && simple) differing += Differing(world, outputs, RunDecode(world, c));
   const bool untouched = RestUntouched(world, outputs);
-  const double limit = c.dtype == DType::kF32 ? 2e-6 : c.dtype == DType::kF16 ? 1e-3 : 5e-3;
+  const double limit = c.dtype == DType::kF32 ? 5e-6 : c.dtype == DType::kF16 ? 1e-3 : 5e-3;
   const bool ok = errors.relative() <= limit && errors.lse <= 1e-4 && untouched && differing == 0;
   std::printf("%s %-6s %-20s %-4s d %3d page %2d: error %.2e lse %.2e rows differing %d%s\n",
               ok ? "ok  " : "FAIL", kernel, c.name.c_str(), std::string(DTypeName(c.dtype)).c_str(),

@@ -10,7 +10,7 @@
 #include "bench/gpu/device_memory.h"
 #include "kernels/core/dtype.h"
 #include "kernels/cuda/attend_prefill_sm80.h"
-#include "kernels/cuda/attend_simple.h"
+#include "kernels/cuda/matmul_kernels.h"
 
 namespace lacuna::bench {
 namespace {
@@ -29,17 +29,12 @@ struct Shape final {
   DType dtype = DType::kBF16;
 };
 
-// About normal, by the sum of four uniform numbers.
-std::vector<uint16_t> RandomHalves(size_t count, uint64_t seed, DType dtype) {
-  std::vector<uint16_t> out(count);
-  uint64_t state = seed * 0x9e3779b97f4a7c15u + 1;
-  for (uint16_t& element : out) {
-    state ^= state << 13, state ^= state >> 7, state ^= state << 17;
-    float sum = 0.0f;
-    for (int i = 0; i < 4; ++i) sum += static_cast<float>((state >> (16 * i)) & 0xffff) / 65536.0f;
-    const float value = (sum - 2.0f) * 1.732f;
-    element = dtype == DType::kBF16 ? ToBF16(value).bits : ToF16(value).bits;
-  }
+// Random numbers of variance 1.
+DeviceVector<uint16_t> Random(size_t count, uint64_t seed, DType dtype) {
+  DeviceVector<uint16_t> out(count);
+  Check(kernels::cuda::FillRandom(out.data(), dtype, static_cast<int64_t>(count), seed, 1.732f,
+                                  nullptr));
+  Check(cudaDeviceSynchronize(), "FillRandom");
   return out;
 }
 
@@ -91,8 +86,8 @@ void Bench(const Shape& shape, int repetitions, const kernels::cuda::DeviceTrait
                              static_cast<size_t>(kKvHeads * shape.head_dim);
   const size_t q_elements =
       static_cast<size_t>(shape.queries) * static_cast<size_t>(kQHeads * shape.head_dim);
-  const DeviceVector<uint16_t> pool(RandomHalves(kv_elements, 1, shape.dtype));
-  const DeviceVector<uint16_t> q(RandomHalves(q_elements, 2, shape.dtype));
+  const DeviceVector<uint16_t> pool = Random(kv_elements, 1, shape.dtype);
+  const DeviceVector<uint16_t> q = Random(q_elements, 2, shape.dtype);
   const DeviceVector<uint16_t> out(q_elements);
   std::vector<int32_t> order(static_cast<size_t>(pages));
   std::iota(order.begin(), order.end(), 0);
@@ -136,6 +131,7 @@ void Bench(const Shape& shape, int repetitions, const kernels::cuda::DeviceTrait
                 major == 8 ? "sm80" : "bulk", shape.name, shape.queries, shape.keys, shape.head_dim,
                 shape.page_tokens, timing.median_ms, timing.low_ms, timing.high_ms,
                 flop / (timing.median_ms * 1e-3) * 1e-12);
+    std::fflush(stdout);
   }
   Check(cudaStreamDestroy(stream), "cudaStreamDestroy");
 }

@@ -1,8 +1,6 @@
-// Times the row ops and sampling at the shapes of an 8B model, bf16: a launch within a graph of
+// Times the row ops at the shapes of an 8B model, bf16: a launch within a graph of
 // many, on buffers that rotate so that L2 does not hold them. One line each: median, 10th to 90th
 // percentile, and the rate of the bytes that have to move.
-#include <cmath>
-#include <cstring>
 #include <random>
 #include <string>
 
@@ -19,7 +17,6 @@ constexpr int64_t kQHeads = 32;
 constexpr int64_t kKvHeads = 8;
 constexpr int64_t kHeadDim = 128;
 constexpr int64_t kPageTokens = 64;
-constexpr int64_t kVocab = 152064;
 constexpr size_t kArenaBytes = size_t{1} << 30;
 constexpr double kRotateBytes = 300e6;
 
@@ -106,26 +103,6 @@ class Runner final {
     });
   }
 
-  void Sample(const char* name, int64_t rows, const kernels::SampleRow& row) const {
-    std::vector<kernels::SampleRow> settings(static_cast<size_t>(rows), row);
-    for (size_t i = 0; i < settings.size(); ++i) settings[i].seed = i;
-    const DeviceVector<kernels::SampleRow> settings_data(settings);
-    const DeviceVector<kernels::SampleResult> results(settings.size());
-    const DeviceVector<int32_t> tokens(settings.size());
-    const auto workspace_bytes = kernels::cuda::SampleWorkspaceBytes(rows, kVocab);
-    const DeviceVector<std::byte> workspace(static_cast<size_t>(workspace_bytes));
-    Check(cudaMemset(workspace.data(), 0, workspace.size()), "cudaMemset");
-    const auto traits = TraitsOfDevice();
-    Report(name, rows, static_cast<double>(rows * kVocab * 4), [&](cudaStream_t s, int i) {
-      kernels::SampleArgs args;
-      args.logits = {in_.Part(rows * kVocab * 4, i), DType::kF32, {rows, kVocab}};
-      args.rows = settings_data.data();
-      args.results = results.data();
-      args.tokens = tokens.data();
-      Check(kernels::cuda::Sample(args, traits, {workspace.data(), workspace_bytes}, s));
-    });
-  }
-
  private:
   void Report(const char* name, int64_t rows, double bytes,
               const std::function<void(cudaStream_t, int)>& run) const {
@@ -153,13 +130,5 @@ int main() {
   for (const int64_t rows : {1, 64, 4096}) runner.RmsNorm(rows);
   for (const int64_t rows : {1, 64, 4096}) runner.GatedActivation(rows);
   for (const int64_t rows : {1, 64, 4096}) runner.RopeAppend(rows);
-  lacuna::kernels::SampleRow chosen;
-  chosen.temperature = 0.7f;
-  chosen.top_k = 50;
-  chosen.top_p = 0.9f;
-  for (const int64_t rows : {1, 8, 64}) {
-    runner.Sample("greedy", rows, {});
-    runner.Sample("top-k, top-p", rows, chosen);
-  }
   return 0;
 }

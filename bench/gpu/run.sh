@@ -5,8 +5,8 @@
 # usage: bench/gpu/run.sh [-b PROGRAMS] [-o OUT] [NAME ...]
 #   -b  folder with prebuilt programs; without it they are built for this GPU in build/gpu
 #   -o  folder for the logs and the table (default: gpu-bench)
-#   NAME  only these parts: ceilings prefill prefill_sm80 decode matmul rows peers_prefill
-#         peers_decode peers_rows (default: all)
+#   NAME  only these parts: ceilings prefill peers_prefill prefill_sm80 decode peers_decode matmul
+#         sample peers_matmul rows peers_rows (default: all)
 # A program that is missing, or a peer whose package is missing, costs its rows only.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
@@ -19,7 +19,9 @@ while getopts b:o: option; do
   esac
 done
 shift $((OPTIND - 1))
-parts="${*:-ceilings prefill prefill_sm80 decode matmul rows peers_prefill peers_decode peers_rows}"
+parts="${*:-ceilings prefill peers_prefill prefill_sm80 decode peers_decode matmul sample
+  peers_matmul rows peers_rows}"
+parts=$(echo $parts)
 
 if [ -z "$programs" ]; then
   root=$(cd "$here/../.." && pwd)
@@ -43,12 +45,14 @@ run() { # NAME COMMAND...
 
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -n 1 >"$out/machine.log"
 run ceilings python3 "$here/peers.py" ceilings
-run prefill "$programs/prefill_bench"
+run prefill "$programs/gpu_prefill_bench"
 run peers_prefill python3 "$here/peers_prefill.py"
-run prefill_sm80 "$programs/prefill_sm80_bench"
-run decode "$programs/decode_bench"
+run prefill_sm80 "$programs/gpu_prefill_sm80_bench"
+run decode "$programs/gpu_decode_bench"
 run peers_decode python3 "$here/peers_decode.py"
-run matmul "$programs/matmul_bench" table
-run rows "$programs/row_ops_bench"
+run matmul "$programs/gpu_matmul_bench" table
+run sample "$programs/gpu_sample_bench"
+run peers_matmul python3 "$here/peers_matmul.py"
+run rows "$programs/gpu_row_ops_bench"
 run peers_rows python3 "$here/peers.py" rows
 python3 "$here/table.py" "$out" | tee "$out/table.md"
