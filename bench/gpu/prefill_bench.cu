@@ -1,9 +1,9 @@
 // Speed of the paged prefill attention on one GPU: dense causal, and over random lists of 128 x 128
 // blocks per head. 32 query heads, 8 kv heads, page 64, random data, pages in shuffled order.
 //
-// Usage: prefill_bench [repeats]. Prints the median over repeats, the spread, TFLOP/s (dense: of
-// the causal half; blocks: of whole kept blocks) and the share of 790 TFLOP/s, an H200's best bf16
-// GEMM.
+// Usage: prefill_bench [repeats [digits of the rows of kRows]]. Prints the median over repeats, the
+// spread, TFLOP/s (dense: of the causal half; blocks: of whole kept blocks) and the share of 790
+// TFLOP/s, an H200's best bf16 GEMM.
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
@@ -13,6 +13,7 @@
 #include <cstdlib>
 #include <numeric>
 #include <random>
+#include <string_view>
 #include <vector>
 
 #include "bench/gpu/prefill_case.h"
@@ -194,22 +195,31 @@ void Bench(int queries, int keys, int head_dim, double density, int repeats) {
   std::fflush(stdout);
 }
 
+struct Row final {
+  int queries;
+  int keys;
+  int head_dim;
+  double density;
+  int repeats;  // 0: as asked
+};
+constexpr Row kRows[] = {
+    {4096, 32768, 128, 1.0, 0},   {8192, 32768, 128, 1.0, 0},   {4096, 8192, 128, 1.0, 0},
+    {8192, 8192, 128, 1.0, 0},    {32768, 32768, 128, 1.0, 5},  {131072, 131072, 128, 1.0, 3},
+    {8192, 32768, 64, 1.0, 5},    {32768, 32768, 128, 0.10, 0}, {131072, 131072, 128, 0.10, 5},
+    {8192, 131072, 128, 0.10, 0},
+};
+
 }  // namespace
 }  // namespace lacuna::bench
 
 int main(int argc, char** argv) {
-  using lacuna::bench::Bench;
   const int repeats = argc > 1 ? std::atoi(argv[1]) : 21;
-  const int few = std::max(3, repeats / 4);
-  Bench(4096, 32768, 128, 1.0, repeats);
-  Bench(8192, 32768, 128, 1.0, repeats);
-  Bench(4096, 8192, 128, 1.0, repeats);
-  Bench(8192, 8192, 128, 1.0, repeats);
-  Bench(32768, 32768, 128, 1.0, few);
-  Bench(131072, 131072, 128, 1.0, 3);
-  Bench(8192, 32768, 64, 1.0, few);
-  Bench(32768, 32768, 128, 0.10, repeats);
-  Bench(131072, 131072, 128, 0.10, few);
-  Bench(8192, 131072, 128, 0.10, repeats);
+  const std::string_view rows = argc > 2 ? argv[2] : "0123456789";
+  for (const char digit : rows) {
+    if (digit < '0' || digit > '9') continue;
+    const lacuna::bench::Row& row = lacuna::bench::kRows[digit - '0'];
+    lacuna::bench::Bench(row.queries, row.keys, row.head_dim, row.density,
+                         row.repeats > 0 ? row.repeats : repeats);
+  }
   return 0;
 }

@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <numeric>
+#include <thread>
 #include <utility>
 
 #include "kernels/cuda/kv_layout.cuh"
@@ -286,9 +287,15 @@ PrefillCase::Outputs PrefillCase::Reference() const {
   outputs.out.resize(q_.size());
   outputs.lse.resize(static_cast<size_t>(tokens_ * shape_.q_heads));
   for (size_t chunk = 0; chunk < chunks_.size(); ++chunk) {
-    for (int row = 0; row < chunks_[chunk].rows; ++row) {
-      for (int head = 0; head < shape_.q_heads; ++head) ReferenceRow(chunk, row, head, &outputs);
-    }
+    const auto rows = [&, chunk](int first, int step) {
+      for (int row = first; row < chunks_[chunk].rows; row += step) {
+        for (int head = 0; head < shape_.q_heads; ++head) ReferenceRow(chunk, row, head, &outputs);
+      }
+    };
+    const int threads = chunks_[chunk].rows < 32 ? 1 : 16;
+    std::vector<std::jthread> workers;
+    for (int i = 1; i < threads; ++i) workers.emplace_back(rows, i, threads);
+    rows(0, threads);
   }
   return outputs;
 }

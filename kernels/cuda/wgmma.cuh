@@ -20,12 +20,17 @@ namespace lacuna::kernels::cuda {
 // aligned, as a stripe of kv_layout.cuh). K-major (rows are M or N, the 128 bytes are inner
 // elements): `group_stride` bytes between groups of 8 rows, the other stride is unused. MN-major
 // (rows are inner elements): `group_stride` between groups of 8 inner elements, `stripe_stride`
-// between the stripes of 64 columns. Advance along the inner dimension by adding bytes / 16.
+// between the stripes of 64 columns. Advance within shared memory with
+// AdvanceOperand.
 __device__ inline uint64_t SwizzledOperand(uint32_t address, uint32_t group_stride,
                                            uint32_t stripe_stride = 16) {
   constexpr uint64_t kSwizzle128 = uint64_t{1} << 62;
   return kSwizzle128 | uint64_t{group_stride >> 4} << 32 | uint64_t{stripe_stride >> 4} << 16 |
          ((address & 0x3ffff) >> 4);
+}
+
+__device__ inline uint64_t AdvanceOperand(uint64_t operand, uint32_t bytes) {
+  return (operand & 0xffffffff00000000u) | (static_cast<uint32_t>(operand) + (bytes >> 4));
 }
 
 __device__ inline void WgmmaFence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -101,36 +106,44 @@ __device__ inline void WgmmaShared(float (&d)[kCount], uint64_t a, uint64_t b) {
   }
 }
 
-// d += a * b, a in registers, b MN-major.
-template <typename T, int kCount>
+// d = (kAccumulate ? d : 0) + a * b, a in registers; b MN-major if kMajorN, else K-major.
+template <typename T, bool kMajorN, bool kAccumulate, int kCount>
 __device__ inline void WgmmaRegisters(float (&d)[kCount], const uint32_t* a, uint64_t b) {
   static_assert(kCount == 32 || kCount == 64);
   constexpr bool kHalf = std::is_same_v<T, __half>;
   static_assert(kHalf || std::is_same_v<T, __nv_bfloat16>);
   if constexpr (kCount == 32 && kHalf) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 " LACUNA_WGMMA_D32
-                 ", "
-                 "{%32, %33, %34, %35}, %36, 1, 1, 1, 1;"
-                 : LACUNA_WGMMA_BIND32(d, 0)
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    asm volatile(
+        "{.reg .pred p; setp.ne.b32 p, %37, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 " LACUNA_WGMMA_D32
+        ", {%32, %33, %34, %35}, %36, p, 1, 1, %38;}"
+        : LACUNA_WGMMA_BIND32(d, 0)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAccumulate ? 1 : 0),
+          "n"(kMajorN ? 1 : 0));
   } else if constexpr (kCount == 32 && !kHalf) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " LACUNA_WGMMA_D32
-                 ", "
-                 "{%32, %33, %34, %35}, %36, 1, 1, 1, 1;"
-                 : LACUNA_WGMMA_BIND32(d, 0)
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    asm volatile(
+        "{.reg .pred p; setp.ne.b32 p, %37, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " LACUNA_WGMMA_D32
+        ", {%32, %33, %34, %35}, %36, p, 1, 1, %38;}"
+        : LACUNA_WGMMA_BIND32(d, 0)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAccumulate ? 1 : 0),
+          "n"(kMajorN ? 1 : 0));
   } else if constexpr (kCount == 64 && kHalf) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 " LACUNA_WGMMA_D64
-                 ", "
-                 "{%64, %65, %66, %67}, %68, 1, 1, 1, 1;"
-                 : LACUNA_WGMMA_BIND64(d, 0)
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    asm volatile(
+        "{.reg .pred p; setp.ne.b32 p, %69, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 " LACUNA_WGMMA_D64
+        ", {%64, %65, %66, %67}, %68, p, 1, 1, %70;}"
+        : LACUNA_WGMMA_BIND64(d, 0)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAccumulate ? 1 : 0),
+          "n"(kMajorN ? 1 : 0));
   } else if constexpr (kCount == 64 && !kHalf) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 " LACUNA_WGMMA_D64
-                 ", "
-                 "{%64, %65, %66, %67}, %68, 1, 1, 1, 1;"
-                 : LACUNA_WGMMA_BIND64(d, 0)
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    asm volatile(
+        "{.reg .pred p; setp.ne.b32 p, %69, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 " LACUNA_WGMMA_D64
+        ", {%64, %65, %66, %67}, %68, p, 1, 1, %70;}"
+        : LACUNA_WGMMA_BIND64(d, 0)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAccumulate ? 1 : 0),
+          "n"(kMajorN ? 1 : 0));
   }
 }
 
