@@ -1,6 +1,6 @@
 // Speed of the matrix products, bf16, random data; weights rotate so that L2 does not serve them.
 //
-// matmul_bench [table | chain | tune]
+// matmul_bench [table | quick | chain | tune]
 //   table: per shape, ours and cuBLASLt: the time of a launch within a graph of many (median, 10th
 //          to 90th percentile of replays), and alone between two events with a cold L2.
 //   chain: a decode step of an 8B shape (norms, activations; two small kernels stand for attention)
@@ -130,18 +130,21 @@ void PrintLine(const char* name, const Shape& shape, const Timing& timing, doubl
       alone_ms * 1e3);
 }
 
-void RunTable(const Pool& pool, CublasLt& cublas) {
+// `quick`: ours alone, few sizes.
+void RunTable(const Pool& pool, CublasLt& cublas, bool quick) {
   const std::vector<std::pair<int64_t, int64_t>> sizes = {
       {28672, 4096}, {4096, 14336}, {4096, 4096}, {6144, 4096}, {128256, 4096}};
   for (const int64_t m : {1, 2, 4, 8, 16, 32, 64, 512, 2048, 8192}) {
     for (const auto& [n, k] : sizes) {
       if (n > 100000 && m > 64) continue;
+      if (quick && m != 1 && m != 8 && m != 512 && m != 2048) continue;
       const Shape shape{m, n, k};
       const auto time = [&](const char* name, const std::function<void(cudaStream_t, int)>& run) {
         PrintLine(name, shape, TimeGraph(run, m > 64 ? 8 : Launches(shape), pool.stream),
                   TimeAlone(run, pool));
       };
-      time("cublaslt", [&](cudaStream_t s, int i) { Check(cublas.Run(pool.Task(shape, i), s)); });
+      if (!quick)
+        time("cublaslt", [&](cudaStream_t s, int i) { Check(cublas.Run(pool.Task(shape, i), s)); });
       if (m <= kernels::cuda::kSkinnyRowsMax) {
         for (const bool whole_k : {false, true}) {
           time(whole_k ? "ours det" : "ours", [&](cudaStream_t s, int i) {
@@ -250,6 +253,10 @@ void RunChain(const Pool& pool, CublasLt& cublas) {
     RunStep(pool, m, {}, &cublas);
     RunStep(pool, m, {});
   }
+  for (const int64_t mb : {8, 16, 24, 33}) {
+    std::printf("ahead %ld MB: ", mb);
+    RunStep(pool, 1, {}, nullptr, mb << 20);
+  }
 }
 
 void RunTune(const Pool& pool) {
@@ -270,7 +277,6 @@ void RunTune(const Pool& pool) {
     }
     std::printf("\n");
     for (const int64_t m : {1, 8, 16}) RunStep(pool, m, tuning);
-    for (const int64_t mb : {8, 16, 24, 33}) RunStep(pool, 1, tuning, nullptr, mb << 20);
   }
 }
 
@@ -283,14 +289,14 @@ int main(int argc, char** argv) {
   const Pool pool;
   auto cublas = lacuna::kernels::cuda::CublasLt::Create(lacuna::DType::kBF16);
   Check(cublas.status());
-  if (mode == "table") {
-    RunTable(pool, **cublas);
+  if (mode == "table" || mode == "quick") {
+    RunTable(pool, **cublas, mode == "quick");
   } else if (mode == "chain") {
     RunChain(pool, **cublas);
   } else if (mode == "tune") {
     RunTune(pool);
   } else {
-    std::fprintf(stderr, "mode: got %s, need table, chain or tune\n", mode.c_str());
+    std::fprintf(stderr, "mode: got %s, need table, quick, chain or tune\n", mode.c_str());
     return 2;
   }
   return 0;

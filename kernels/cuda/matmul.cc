@@ -174,10 +174,10 @@ class CudaMatmuls final : public Matmuls {
       return deterministic_ || !CublasTakes(task) ? SimpleMatmul(task, stream)
                                                   : cublas_->Run(task, stream);
     }
-    if (task.m <= kSkinnyRowsMax) {
-      return traits_.major == 9
-                 ? SkinnyMatmul(task, traits_.sm_count, deterministic_, tuning_, stream)
-                 : TileMatmul(task, stream);
+    // Beyond 8 rows cuBLASLt is as fast.
+    const int64_t skinny_max = deterministic_ || !CublasTakes(task) ? kSkinnyRowsMax : 8;
+    if (traits_.major == 9 && task.m <= skinny_max) {
+      return SkinnyMatmul(task, traits_.sm_count, deterministic_, {}, stream);
     }
     return deterministic_ || !CublasTakes(task) ? TileMatmul(task, stream)
                                                 : cublas_->Run(task, stream);
@@ -190,7 +190,6 @@ class CudaMatmuls final : public Matmuls {
   const DeviceTraits& traits_;
   DType dtype_;
   bool deterministic_;
-  SkinnyTuning tuning_;
   std::unique_ptr<CublasLt> cublas_;
 };
 

@@ -77,8 +77,10 @@ class RowSampler final {
     slice_.values = p_.values != nullptr ? p_.values + index_ * p_.values_stride : shared_values;
   }
 
+  // After team.Arrive().
   __device__ void Run() {
     Fetch();
+    team_.Wait();
     uint64_t best;
     uint64_t bad;
     FindBest(best, bad);
@@ -124,6 +126,7 @@ class RowSampler final {
       BarrierWait(barrier, 0);
     }
 #endif
+#pragma unroll 4
     for (int i = done + lane; i < part; i += 32) to[i] = i < count ? from[i] : -INFINITY;
     __syncwarp();
   }
@@ -326,6 +329,7 @@ __global__ void __launch_bounds__(kSampleThreads, 2) SampleKernel(const SamplePa
   auto& scratch = *reinterpret_cast<SelectScratch*>(shared);
   auto* values = reinterpret_cast<float*>(shared + (sizeof(SelectScratch) + 15) / 16 * 16);
   const Team<kCluster> team;
+  team.Arrive();
   LetNextStart();
   WaitForPrevious();
   RowSampler<kCluster>(params, team, scratch, values).Run();
@@ -380,8 +384,8 @@ Status Sample(const SampleArgs& args, const DeviceTraits& traits, const Workspac
   params.aligned = reinterpret_cast<uintptr_t>(params.logits) % 16 == 0 &&
                    (rows == 1 || params.logits_stride % 4 == 0);
   constexpr int64_t kScratchBytes = RoundUp(sizeof(SelectScratch), 16);
-  // Few rows: more blocks for each. The blocks of a row must fit one part of the device at a time.
-  const unsigned blocks_max = rows <= 8 ? kTeamMax : kTeamMax / 2;
+  // Few rows: more blocks for each; 16 is what sm_90 allows beyond the portable 8.
+  const unsigned blocks_max = rows <= 8 && traits.major == 9 ? kTeamMax : 8;
   unsigned blocks = 1;
   while (blocks < blocks_max && blocks * kSliceStep * 2 < vocab) blocks *= 2;
   const int64_t steps = CeilDiv(vocab, int64_t{blocks} * kSliceStep);

@@ -27,9 +27,21 @@ class Team final {
 #endif
   }
   __device__ void Barrier() const {
+    Arrive();
+    Wait();
+  }
+  // A barrier in two halves. No block may touch another's shared memory before that one has
+  // started: each arrives once at its start.
+  __device__ void Arrive() const {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    __syncwarp();
+    if constexpr (kCluster) asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+  }
+  __device__ void Wait() const {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     if constexpr (kCluster) {
-      asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+      __syncwarp();
       asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
       return;
     }
