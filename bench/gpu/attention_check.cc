@@ -30,6 +30,8 @@ struct Span final {
   int end = 0;    // tokens of the sequence
 };
 
+constexpr Span kSpans[] = {{0, 1}, {0, 63}, {0, 64}, {0, 65}, {30, 101}, {200, 215}, {100, 330}};
+
 struct Case final {
   std::string name;
   DType dtype = DType::kBF16;
@@ -37,7 +39,7 @@ struct Case final {
   int kv_heads = 2;
   int head_dim = 128;
   int page_tokens = 64;
-  std::vector<Span> spans{{0, 1}, {0, 63}, {0, 64}, {0, 65}, {30, 101}, {200, 215}, {100, 330}};
+  std::vector<Span> spans{std::begin(kSpans), std::end(kSpans)};
   kernels::StaticShape shape;
   float softcap = 0.0f;
   bool sink_logits = false;
@@ -387,14 +389,14 @@ Outputs RunDecode(const World& world, const Case& c) {
   lists.ends = ends_data.data();
   lists.lists = world.rows();
   Outputs outputs(world, c);
-  const AttendDecodeArgs args{world.q(),
-                              world.pool(),
-                              TensorView(positions_data.data(), DType::kI32, {world.rows()}),
-                              lists,
-                              1,
-                              world.params(),
-                              outputs.out(),
-                              outputs.lse()};
+  AttendDecodeArgs args;
+  args.q = world.q();
+  args.pool = world.pool();
+  args.positions = TensorView(positions_data.data(), DType::kI32, {world.rows()});
+  args.lists = lists;
+  args.params = world.params();
+  args.out = outputs.out();
+  args.lse = outputs.lse();
   Check(kernels::cuda::AttendDecodeSimple(args, nullptr));
   outputs.Fetch();
   return outputs;
