@@ -102,6 +102,8 @@ void AddBench(CLI::App& app, int& exit_code) {
   command->add_option("--sequences", offline->sequences, "Sequences that decode together")
       ->check(CLI::Range(1, 4096))
       ->capture_default_str();
+  command->add_flag("--engine", offline->engine,
+                    "Through the server's engine: --sequences prompts of --depth random tokens");
   command->add_flag("!--no-graphs", offline->graphs, "Decode kernel by kernel on a GPU");
   command->add_option("--depth", offline->depth, "Tokens cached before the measurement")
       ->check(CLI::Range(0, 1 << 24))

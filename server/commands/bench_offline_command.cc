@@ -12,6 +12,7 @@
 #include "engine/loader/mapped_file.h"
 #include "engine/model/load_model.h"
 #include "kvcache/pages/kv_storage.h"
+#include "server/commands/bench_engine.h"
 #include "server/commands/solo_runner.h"
 
 namespace lacuna::server {
@@ -61,7 +62,6 @@ class OfflineBench final {
 
  private:
   Status CheckOptions() const;
-  Status LoadModel();
   Status Load();
   Status MeasurePrefill();
   Status MeasureDecode();
@@ -101,26 +101,13 @@ Status OfflineBench::CheckOptions() const {
   return OkStatus();
 }
 
-Status OfflineBench::LoadModel() {
-  const bool dummy = !options_.shape.empty() || options_.dummy;
-  const std::filesystem::path path(options_.shape.empty() ? options_.model : options_.shape);
-  if (dummy) {
-    LACUNA_ASSIGN_OR_RETURN(engine::ModelConfig config, engine::ReadShape(path.string()));
-    LACUNA_ASSIGN_OR_RETURN(model_, engine::MakeRandomModel(std::move(config), kSeed, *backend_));
-    name_ = path.stem().string();
-    return OkStatus();
-  }
-  LACUNA_ASSIGN_OR_RETURN(const std::unique_ptr<engine::Folder> folder,
-                          engine::Folder::Open(options_.model));
-  LACUNA_ASSIGN_OR_RETURN(model_, engine::LoadModel(*folder, *backend_));
-  name_ = (path.has_filename() ? path : path.parent_path()).filename().string();
-  return OkStatus();
-}
-
 Status OfflineBench::Load() {
   LACUNA_RETURN_IF_ERROR(CheckOptions());
   LACUNA_ASSIGN_OR_RETURN(backend_, MakeBackendFor(options_.device));
-  LACUNA_RETURN_IF_ERROR(LoadModel());
+  LACUNA_ASSIGN_OR_RETURN(model_, LoadBenchModel(options_, *backend_, /*context_tokens=*/0));
+  std::filesystem::path path(options_.shape.empty() ? options_.model : options_.shape);
+  if (!path.has_filename()) path = path.parent_path();  // "models/x/"
+  name_ = options_.shape.empty() ? path.filename().string() : path.stem().string();
   const int64_t prompt = std::max<int64_t>(options_.prompt, 1);
   LACUNA_ASSIGN_OR_RETURN(
       runner_, SoloRunner::Create(
@@ -314,8 +301,23 @@ Status OfflineBench::Run(std::ostream& out) {
 
 }  // namespace
 
+Result<std::unique_ptr<engine::Model>> LoadBenchModel(const BenchOfflineOptions& options,
+                                                      kernels::Backend& backend,
+                                                      int64_t context_tokens) {
+  if (!options.shape.empty() || options.dummy) {
+    LACUNA_ASSIGN_OR_RETURN(
+        engine::ModelConfig config,
+        engine::ReadShape(options.shape.empty() ? options.model : options.shape));
+    return engine::MakeRandomModel(std::move(config), kSeed, backend, context_tokens);
+  }
+  LACUNA_ASSIGN_OR_RETURN(const std::unique_ptr<engine::Folder> folder,
+                          engine::Folder::Open(options.model));
+  return engine::LoadModel(*folder, backend, context_tokens);
+}
+
 int RunBenchOffline(const BenchOfflineOptions& options, std::ostream& out, std::ostream& err) {
-  const Status status = OfflineBench(options).Run(out);
+  const Status status =
+      options.engine ? RunEngineBench(options, out) : OfflineBench(options).Run(out);
   if (status.ok()) return 0;
   err << "lacuna bench offline: " << status.message() << "\n";
   return 2;

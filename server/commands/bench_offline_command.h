@@ -7,9 +7,11 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <ostream>
 #include <string>
 
+#include "engine/model/model.h"
 #include "server/commands/device_options.h"
 
 namespace lacuna::server {
@@ -23,10 +25,16 @@ struct BenchOfflineOptions final {
   int64_t generate = 64;  // 0: no decode
   int64_t step_tokens = 2048;
   int64_t sequences = 1;
-  bool graphs = true;  // where the device records
+  bool graphs = true;   // where the device records
+  bool engine = false;  // real prompts of `depth` tokens through the server's engine
   DeviceOptions device;
   std::string json;  // file to write, or empty
 };
+
+// The options' model, from files or of random weights; `context_tokens` as LoadModel takes it.
+Result<std::unique_ptr<engine::Model>> LoadBenchModel(const BenchOfflineOptions& options,
+                                                      kernels::Backend& backend,
+                                                      int64_t context_tokens);
 
 // 0, or 2 with one line on `err`.
 int RunBenchOffline(const BenchOfflineOptions& options, std::ostream& out, std::ostream& err);
