@@ -37,10 +37,9 @@ run() { # NAME COMMAND...
   local name=$1
   shift
   case " $parts " in *" $name "*) ;; *) return ;; esac
-  if ! "$@" >"$out/$name.log" 2>&1; then
-    echo "$name: exit code $?; the end of its log:" >&2
-    tail -n 3 "$out/$name.log" >&2
-  fi
+  "$@" >"$out/$name.log" 2>&1 && return
+  echo "$name: exit code $?; the end of its log:" >&2
+  tail -n 3 "$out/$name.log" >&2
 }
 
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -n 1 >"$out/machine.log"
