@@ -13,6 +13,7 @@
 #include "kernels/cuda/kv_layout.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/resident_blocks.h"
 #include "kernels/cuda/vectors.cuh"
 
 namespace lacuna::kernels::cuda {
@@ -53,9 +54,16 @@ struct Place final {
   int clear_end = 0;  // rows (row, clear_end) of the page become zero
 };
 
-__device__ Place PlaceOf(const Params& params, int token) {
-  const int slot = params.slots[token];
-  const int next = token + 1 < params.tokens ? params.slots[token + 1] : -1;
+// `slot` of the token and `next` of the one behind it (-1: none).
+struct Slots final {
+  int slot = -1;
+  int next = -1;
+};
+__device__ Slots SlotsOf(const Params& params, int token) {
+  return {params.slots[token], token + 1 < params.tokens ? params.slots[token + 1] : -1};
+}
+__device__ Place PlaceOf(const Params& params, int token, const Slots& slots) {
+  const auto [slot, next] = slots;
   if (slot < 0) return {};
   Place place{slot / params.page_tokens, slot % params.page_tokens, 0};
   const bool last = next != slot + 1 || place.row + 1 == params.page_tokens;
@@ -218,53 +226,59 @@ __device__ void LoadTurns(const Params& params, const Chunks& chunks, int lane, 
   LoadVector<true>(row + params.rotary_dim / 2, kVector, sines);
 }
 
-// blockIdx.x is the token. A group of lanes takes kHeads heads at a time, whose loads are in flight
-// together, and before those of slots and positions, which wait for each other.
-template <typename T, int kLanes, int kHeads, bool kInterleaved, bool kNorm>
-__global__ void __launch_bounds__(kThreads) RopeAppendKernel(const Params params) {
-  constexpr int kGroups = kThreads / kLanes;
-  const int token = static_cast<int>(blockIdx.x);
-  const int lane = static_cast<int>(threadIdx.x) % kLanes;
-  const Chunks chunks = ChunksOf<kInterleaved>(params, lane);
-  const bool present = chunks.b < params.head_dim;  // lanes are a power of two, head_dim is not
-  const int heads = params.q_heads + 2 * params.kv_heads;
-  const int first =
-      static_cast<int>(blockIdx.y) * kGroups * kHeads + static_cast<int>(threadIdx.x) / kLanes;
-  WaitForPrevious();
-  LetNextStart();
-  Pack<T> packed_a[kHeads] = {};
-  Pack<T> packed_b[kHeads] = {};
+// What a thread needs of one token, all of it in flight together: its chunks of kHeads heads, the
+// position, the slots.
+template <typename T, int kHeads>
+struct TokenPart final {
+  Pack<T> a[kHeads];
+  Pack<T> b[kHeads];
+  int position = 0;
+  Slots slots;
+
+  // Heads first, first + step ...; `present`: the lane has channels.
+  __device__ void Load(const Params& params, int token, int first, int step, const Chunks& chunks,
+                       bool present) {
 #pragma unroll
-  for (int i = 0; i < kHeads; ++i) {
-    const int head = first + i * kGroups;
-    if (head >= heads || !present) continue;
-    const T* const from = Source<T>(params, token, HeadOf(params, head));
-    packed_a[i] = *reinterpret_cast<const Pack<T>*>(from + chunks.a);
-    packed_b[i] = *reinterpret_cast<const Pack<T>*>(from + chunks.b);
+    for (int i = 0; i < kHeads; ++i) {
+      a[i] = {};
+      b[i] = {};
+      const int head = first + i * step;
+      if (head >= params.q_heads + 2 * params.kv_heads || !present) continue;
+      const T* const from = Source<T>(params, token, HeadOf(params, head));
+      a[i] = *reinterpret_cast<const Pack<T>*>(from + chunks.a);
+      b[i] = *reinterpret_cast<const Pack<T>*>(from + chunks.b);
+    }
+    position = params.rotary_dim > 0 ? params.positions[token] : 0;
+    slots = SlotsOf(params, token);
   }
-  const int64_t position = params.rotary_dim > 0 ? params.positions[token] : 0;
-  const Place place = PlaceOf(params, token);
+};
+
+template <typename T, int kLanes, int kHeads, bool kInterleaved, bool kNorm>
+__device__ void WriteToken(const Params& params, int token, int first, int step,
+                           const Chunks& chunks, bool present, const TokenPart<T, kHeads>& part) {
+  const int lane = static_cast<int>(threadIdx.x) % kLanes;
+  const Place place = PlaceOf(params, token, part.slots);
   float cosines[kVector];
   float sines[kVector];
-  LoadTurns<kInterleaved>(params, chunks, lane, position, cosines, sines);
+  LoadTurns<kInterleaved>(params, chunks, lane, part.position, cosines, sines);
   [[maybe_unused]] float inverse[kHeads];
   if constexpr (kNorm) {
     bool normed[kHeads];
 #pragma unroll
     for (int i = 0; i < kHeads; ++i) {
-      normed[i] = NormOf(params, HeadOf(params, first + i * kGroups)) != nullptr;
+      normed[i] = NormOf(params, HeadOf(params, first + i * step)) != nullptr;
     }
-    InverseNorms<kLanes>(params, normed, packed_a, packed_b, inverse);
+    InverseNorms<kLanes>(params, normed, part.a, part.b, inverse);
   }
 #pragma unroll
   for (int i = 0; i < kHeads; ++i) {
-    const int index = first + i * kGroups;
-    if (index >= heads || !present) break;
+    const int index = first + i * step;
+    if (index >= params.q_heads + 2 * params.kv_heads || !present) break;
     const Head head = HeadOf(params, index);
     float a[kVector];
     float b[kVector];
-    Unpack(packed_a[i], a);
-    Unpack(packed_b[i], b);
+    Unpack(part.a[i], a);
+    Unpack(part.b[i], b);
     if constexpr (kNorm) {
       const float* const weight = NormOf(params, head);
       if (weight != nullptr) Scale(weight, chunks, inverse[i], a, b);
@@ -277,6 +291,30 @@ __global__ void __launch_bounds__(kThreads) RopeAppendKernel(const Params params
     } else {
       WriteLanes<T>(params, place, head, chunks, a, b);
     }
+  }
+}
+
+// A block takes every gridDim.x-th token, and fetches the next while it works on one; a group of
+// lanes takes kHeads of the token's heads.
+template <typename T, int kLanes, int kHeads, bool kInterleaved, bool kNorm>
+__global__ void __launch_bounds__(kThreads, 4) RopeAppendKernel(const Params params) {
+  constexpr int kGroups = kThreads / kLanes;
+  const Chunks chunks = ChunksOf<kInterleaved>(params, static_cast<int>(threadIdx.x) % kLanes);
+  const bool present = chunks.b < params.head_dim;  // lanes are a power of two, head_dim is not
+  const int first =
+      static_cast<int>(blockIdx.y) * kGroups * kHeads + static_cast<int>(threadIdx.x) / kLanes;
+  const int step = static_cast<int>(gridDim.x);
+  LetNextStart();
+  WaitForPrevious();
+  TokenPart<T, kHeads> next;
+  next.Load(params, static_cast<int>(blockIdx.x), first, kGroups, chunks, present);
+  for (int token = static_cast<int>(blockIdx.x); token < params.tokens; token += step) {
+    const TokenPart<T, kHeads> part = next;
+    if (token < params.tokens - step) {
+      next.Load(params, token + step, first, kGroups, chunks, present);
+    }
+    WriteToken<T, kLanes, kHeads, kInterleaved, kNorm>(params, token, first, kGroups, chunks,
+                                                       present, part);
   }
 }
 
@@ -297,15 +335,15 @@ __device__ float InverseNorm(float sum, int dim, float eps) {
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads) RopeAppendAnyKernel(const Params params) {
-  WaitForPrevious();
   LetNextStart();
+  WaitForPrevious();
   const int token = static_cast<int>(blockIdx.x);
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int index =
       static_cast<int>(blockIdx.y) * (kThreads / 32) + static_cast<int>(threadIdx.x) / 32;
   if (index >= params.q_heads + 2 * params.kv_heads) return;
   const Head head = HeadOf(params, index);
-  const Place place = PlaceOf(params, token);
+  const Place place = PlaceOf(params, token, SlotsOf(params, token));
   if (head.kind != Kind::kQ && place.page < 0) return;
   T* const from = Source<T>(params, token, head);
   const auto put = [&](int column, float value) {
@@ -358,21 +396,24 @@ __global__ void __launch_bounds__(kThreads) RopeAppendAnyKernel(const Params par
 template <typename T, int kLanes, bool kInterleaved>
 Status LaunchVectors(const Params& params, cudaStream_t stream) {
   constexpr int kGroups = kThreads / kLanes;
+  constexpr int kTogether = 3;
+  constexpr int kFewTokens = 256;
   const int heads = params.q_heads + 2 * params.kv_heads;
-  const auto launch = [&](auto kernel, int heads_per_block) {
+  const auto launch = [&](auto kernel, int heads_together) -> Status {
+    const int64_t parts = CeilDiv(heads, kGroups * heads_together);
+    LACUNA_ASSIGN_OR_RETURN(const int64_t blocks,
+                            ResidentBlocks(kernel, params.tokens * parts, kThreads, 0));
     return Launch(kernel,
-                  dim3(static_cast<unsigned>(params.tokens),
-                       static_cast<unsigned>(CeilDiv(heads, heads_per_block))),
+                  dim3(static_cast<unsigned>(CeilDiv(blocks, parts)), static_cast<unsigned>(parts)),
                   dim3(kThreads), 0, stream, params);
   };
   // Few tokens: as many blocks as possible; many: as many loads in flight as possible.
-  constexpr int kTogether = 3;
   return WithBool(params.q_norm != nullptr || params.k_norm != nullptr, [&](auto tag) {
     constexpr bool kNorm = decltype(tag)::value;
-    if (params.tokens <= 256) {
-      return launch(RopeAppendKernel<T, kLanes, 1, kInterleaved, kNorm>, kGroups);
+    if (params.tokens <= kFewTokens) {
+      return launch(RopeAppendKernel<T, kLanes, 1, kInterleaved, kNorm>, 1);
     }
-    return launch(RopeAppendKernel<T, kLanes, kTogether, kInterleaved, kNorm>, kGroups * kTogether);
+    return launch(RopeAppendKernel<T, kLanes, kTogether, kInterleaved, kNorm>, kTogether);
   });
 }
 

@@ -9,6 +9,7 @@
 #include "kernels/core/checked_math.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/resident_blocks.h"
 #include "kernels/cuda/vectors.cuh"
 
 namespace lacuna::kernels::cuda {
@@ -42,8 +43,8 @@ template <typename T, bool kAligned>
 __global__ void __launch_bounds__(kThreads)
     EmbedKernel(const int32_t* ids, Matrix<const T> table, int64_t vocab, Matrix<float> out,
                 int64_t columns, float scale) {
-  WaitForPrevious();
   LetNextStart();
+  WaitForPrevious();
   const int64_t row = blockIdx.x;
   const int64_t column = ElementColumn();
   if (column >= columns) return;
@@ -65,8 +66,8 @@ template <bool kAligned>
 __global__ void __launch_bounds__(kThreads)
     GatherRowsKernel(Matrix<const float> x, int64_t x_rows, const int32_t* rows, Matrix<float> out,
                      int64_t columns) {
-  WaitForPrevious();
   LetNextStart();
+  WaitForPrevious();
   const int64_t row = blockIdx.x;
   const int64_t column = ElementColumn();
   if (column >= columns) return;
@@ -85,8 +86,8 @@ __global__ void __launch_bounds__(kThreads)
 template <bool kAligned>
 __global__ void __launch_bounds__(kThreads)
     SoftcapKernel(Matrix<float> x, int64_t columns, float cap) {
-  WaitForPrevious();
   LetNextStart();
+  WaitForPrevious();
   const int64_t row = blockIdx.x;
   const int64_t column = ElementColumn();
   if (column >= columns) return;
@@ -114,8 +115,8 @@ __device__ float Activate(float gate) {
 template <typename T, bool kAligned, bool kGelu>
 __global__ void __launch_bounds__(kThreads)
     GatedKernel(Matrix<const T> gate_up, Matrix<T> out, int64_t columns) {
-  WaitForPrevious();
   LetNextStart();
+  WaitForPrevious();
   const int64_t row = blockIdx.x;
   const int64_t column = ElementColumn();
   if (column >= columns) return;
@@ -205,8 +206,8 @@ __global__ void __launch_bounds__(kThreads* std::min(kVectors, 2))
     weight[i] = params.weight[i];
   }
   if constexpr (!kBlockPerRow) __syncthreads();  // else RowSum's barrier
-  WaitForPrevious();
   LetNextStart();
+  WaitForPrevious();
 
   const int threads = kBlockPerRow ? static_cast<int>(blockDim.x) : 32;
   const int thread = static_cast<int>(threadIdx.x) % threads;
@@ -250,21 +251,6 @@ __global__ void __launch_bounds__(kThreads* std::min(kVectors, 2))
   }
 }
 
-// As many blocks as run at once; fewer when there are fewer rows.
-template <typename Kernel>
-Result<int64_t> BlocksFor(Kernel kernel, int64_t blocks, int threads, size_t shared_bytes) {
-  constexpr int64_t kAlwaysResident = 108;  // one to each SM of the smallest device with pages
-  if (blocks <= kAlwaysResident) return blocks;
-  int device = 0;
-  int sms = 0;
-  int per_sm = 0;
-  LACUNA_CUDA_RETURN_IF_ERROR(cudaGetDevice(&device));
-  LACUNA_CUDA_RETURN_IF_ERROR(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device));
-  LACUNA_CUDA_RETURN_IF_ERROR(
-      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, kernel, threads, shared_bytes));
-  return std::min<int64_t>(blocks, int64_t{sms} * std::max(per_sm, 1));
-}
-
 // How a row is spread over threads: a function of its length alone, for the same bits in any batch.
 template <typename X, typename Out, bool kAligned>
 Status LaunchRmsNorm(const NormParams<X, Out>& params, cudaStream_t stream) {
@@ -280,14 +266,14 @@ Status LaunchRmsNorm(const NormParams<X, Out>& params, cudaStream_t stream) {
       LACUNA_CUDA_RETURN_IF_ERROR(cudaFuncSetAttribute(
           kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
     }
-    LACUNA_ASSIGN_OR_RETURN(const int64_t blocks, BlocksFor(kernel, CeilDiv(params.rows, per_block),
-                                                            threads, shared_bytes));
+    LACUNA_ASSIGN_OR_RETURN(
+        const int64_t blocks,
+        ResidentBlocks(kernel, CeilDiv(params.rows, per_block), threads, shared_bytes));
     return Launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads)),
                   shared_bytes, stream, params);
   };
   const int vectors = (params.dim + kVector - 1) / kVector;
   if (vectors <= 32) return launch(std::false_type{}, std::integral_constant<int, 1>{});
-  if (vectors <= 256) return launch(std::true_type{}, std::integral_constant<int, 1>{});
   if (vectors <= 1024) return launch(std::true_type{}, std::integral_constant<int, 2>{});
   if (vectors <= kLongVectors) return launch(std::true_type{}, std::integral_constant<int, 4>{});
   return InvalidArgument("RmsNorm: x: need rows of at most 16384 on this device");

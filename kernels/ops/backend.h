@@ -5,9 +5,10 @@
 // inside.
 //
 // Determinism: with BackendOptions.deterministic the bits of an output row depend only on that
-// row's inputs and page list, not on how many rows share the call; and AttendDecode gives the bits
-// that AttendPrefill gives for the same query. Without it, only the tolerance of the op tests
-// holds.
+// row's inputs and page list, not on how many rows share the call. On the CPU, and on CUDA in f32,
+// AttendDecode also gives the bits that AttendPrefill gives for the same query; on CUDA in bf16 and
+// f16 the two are different kernels and agree within rounding. Without `deterministic`, only the
+// tolerance of the op tests holds.
 #pragma once
 
 #include <cstdint>
