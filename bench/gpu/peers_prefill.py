@@ -7,6 +7,7 @@ Usage: peers_prefill.py [dense] [flex]
 """
 import statistics
 import sys
+import time
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -16,6 +17,9 @@ HEADS, KV_HEADS, DIM, BLOCK = 32, 8, 128, 128
 
 
 def time_ms(function, repeats):
+    function()  # compiles
+    torch.cuda.synchronize()
+    time.sleep(0.5)  # clocks fall in long runs; prefill_bench pauses too
     for _ in range(2):
         function()
     events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]

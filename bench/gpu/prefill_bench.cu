@@ -8,12 +8,14 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <numeric>
 #include <random>
 #include <string_view>
+#include <thread>
 #include <vector>
 
 #include "bench/gpu/prefill_case.h"
@@ -129,6 +131,7 @@ class Problem final {
     const kernels::cuda::DeviceTraits traits{0, properties.major, properties.minor,
                                              properties.multiProcessorCount,
                                              int64_t(properties.sharedMemPerBlockOptin)};
+    std::this_thread::sleep_for(std::chrono::milliseconds(500));  // clocks fall in long runs
     std::vector<cudaEvent_t> events(static_cast<size_t>(repeats) + 1);
     for (cudaEvent_t& event : events) Must(cudaEventCreate(&event));
     for (int i = -2; i <= repeats; ++i) {

@@ -142,19 +142,24 @@ class Consumer final {
       const SoftmaxState ended = output->state;
       if (tile->last) output->state = SoftmaxState{};
       Softmax(s, next_item, next, &output->state, rescale);
-      WgmmaWait<0>();
-      Pin(output->o);
-      Pin(p);
-      Release(shared_.v_bars, place_, lane_);
-      PackScores<T>(s, p);
+      Pin(s);
+      // The wait is in both branches because the assembler would move it before the softmax, which
+      // is there to overlap with PV, if it could; it does not move it across a branch.
       if (tile->last) {
+        WgmmaWaitAll();
+        Pin(output->o);
         WriteOutput<T, kHeadDim>(params_, *item, output->o, ended, row_, lane_);
         Clear(output->o);
         *item = next_item;
         q_place_ = q_place;
       } else {
+        WgmmaWait<0>();
+        Pin(output->o);
         Rescale(output->o, rescale);
       }
+      Pin(p);
+      Release(shared_.v_bars, place_, lane_);
+      PackScores<T>(s, p);
       *tile = next;
       place_ = place;
     }

@@ -41,6 +41,10 @@ template <int kGroupsLeft>
 __device__ inline void WgmmaWait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kGroupsLeft) : "memory");
 }
+// As WgmmaWait<0>, in other words: the compiler does not merge it with one of another branch.
+__device__ inline void WgmmaWaitAll() {
+  asm volatile("wgmma.wait_group.sync.aligned 0;  // all" ::: "memory");
+}
 template <int kCount>
 __device__ inline void Pin(float (&registers)[kCount]) {
 #pragma unroll
