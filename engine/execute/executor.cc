@@ -19,6 +19,7 @@ using kernels::Buffer;
 using kernels::SampleResult;
 
 constexpr size_t kFlightsMax = 2;
+constexpr int64_t kTokenAlign = 64;  // tokens before the image, which must start aligned
 // Room in a graph's page lists: so much or a power of two times it.
 constexpr int64_t kGraphEntriesMin = 2048;
 
@@ -76,6 +77,9 @@ class DeviceExecutor final : public Executor {
   Status WarmGraphs();
   Status Forward();
   Status RunStep();
+  int64_t TokenBytes() const {
+    return context_.sampled_rows_max * static_cast<int64_t>(sizeof(int32_t));
+  }
   SampleResult* results() {
     return reinterpret_cast<SampleResult*>(
         (separate_ ? results_ : slots_[launched_ % kFlightsMax].results).data());
@@ -96,8 +100,8 @@ class DeviceExecutor final : public Executor {
   StepImage::Arrays host_arrays_;  // of its image
   std::array<Slot, kFlightsMax> slots_;
   size_t launched_ = 0, waited_ = 0;  // steps so far
-  // Separate memory: [rows_max] i32, the tokens that the last step sampled, and behind them the
-  // image, which begins with its ids: so that one gather takes a row's id from either.
+  // Separate memory: [sampled_rows_max] i32, the tokens that the last step sampled, and behind them
+  // the image, which begins with its ids: so that one gather takes a row's id from either.
   Buffer device_image_;
   Buffer ids_;      // [rows_max] i32, gathered
   Buffer logits_;   // [logit_rows_max, vocab] f32
@@ -155,7 +159,7 @@ Status DeviceExecutor::Allocate() {
               .groups = model_.groups().size(),
               .rows_max = rows,
               .sequences_max = limits_.running_max,
-              .sampled_rows_max = separate_ ? rows : 0};
+              .sampled_rows_max = separate_ ? CeilDiv(rows, kTokenAlign) * kTokenAlign : 0};
   return OkStatus();
 }
 
@@ -189,7 +193,7 @@ Status DeviceExecutor::ReserveImage(int64_t bytes) {
     LACUNA_ASSIGN_OR_RETURN(slot.image, device_.AllocateHost(bytes));
   }
   if (!separate_) return OkStatus();
-  const int64_t token_bytes = context_.rows_max * static_cast<int64_t>(sizeof(int32_t));
+  const int64_t token_bytes = TokenBytes();
   LACUNA_ASSIGN_OR_RETURN(Buffer grown, device_.Allocate(token_bytes + bytes));
   if (device_image_.bytes() > 0) {
     LACUNA_RETURN_IF_ERROR(device_.Copy(grown.data(), device_image_.data(), token_bytes, stream_));
@@ -206,7 +210,7 @@ Status DeviceExecutor::Stage(const StepBatch& batch, const StepSizes& sizes, Slo
   LACUNA_RETURN_IF_ERROR(FillStep(batch, context_, sizes, host_arrays_, step_.chunks));
   std::byte* base = slot.image.data();
   if (separate_) {
-    base = device_image_.data() + context_.rows_max * static_cast<int64_t>(sizeof(int32_t));
+    base = device_image_.data() + TokenBytes();
     LACUNA_RETURN_IF_ERROR(device_.Copy(base, slot.image.data(), image_.bytes(), stream_));
   }
   image_.Locate(base, step_.arrays);
@@ -228,7 +232,7 @@ Status DeviceExecutor::Forward() {
   TensorView ids = Vector(step_.arrays.ids, step_.rows);
   if (step_.gathers) {
     // 32 bits are 32 bits to a gather.
-    const int64_t words = context_.rows_max + step_.rows;
+    const int64_t words = context_.sampled_rows_max + step_.rows;
     LACUNA_RETURN_IF_ERROR(
         kernels::GatherRows(backend_,
                             {.x = TensorView(device_image_.data(), DType::kF32, {words, 1}),

@@ -178,6 +178,11 @@ class SplitDevice final : public Device {
   std::vector<Work> captured_;
 };
 
+template <typename T>
+bool Aligned(const T* data) {
+  return reinterpret_cast<uintptr_t>(data) % alignof(T) == 0;
+}
+
 bool OnDevice(const TensorView& view) {
   if (view.empty()) return true;
   const int64_t rows = view.dim(0);
@@ -189,7 +194,8 @@ bool OnDevice(const TensorView& view) {
 bool OnDevice(const PageLists& lists) {
   const int64_t bytes = lists.lists * static_cast<int64_t>(sizeof(int64_t));
   return lists.lists == 0 ||
-         (DeviceRanges().Hold(lists.begins, bytes) && DeviceRanges().Hold(lists.ends, bytes));
+         (Aligned(lists.begins) && Aligned(lists.pages) &&
+          DeviceRanges().Hold(lists.begins, bytes) && DeviceRanges().Hold(lists.ends, bytes));
 }
 
 bool OnDevice(const KvPool& pool) { return DeviceRanges().Hold(pool.data, pool.Bytes()); }
@@ -261,7 +267,7 @@ class Split final : public SplitBackend {
   Status Sample(const SampleArgs& args, Stream&) override {
     const int64_t rows = args.logits.dim(0);
     const auto held = [rows](const auto* data) {
-      return DeviceRanges().Hold(data, rows * static_cast<int64_t>(sizeof(*data)));
+      return Aligned(data) && DeviceRanges().Hold(data, rows * static_cast<int64_t>(sizeof(*data)));
     };
     if (!held(args.rows) || !held(args.results) || !held(args.tokens)) return Elsewhere();
     return Defer({args.logits}, args, &Backend::Sample);

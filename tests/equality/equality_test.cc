@@ -162,7 +162,7 @@ class EqualityTest : public testing::TestWithParam<Case> {
 };
 
 TEST_P(EqualityTest, BatchedIsAlone) {
-  Make(Options());
+  ASSERT_NO_FATAL_FAILURE(Make(Options()));
   const std::vector<Ask> asks = RandomAsks(16, vocab(), 1);
   const std::vector<Answer> alone = AskEachAlone(asks);
   ASSERT_EQ(stats().batch_sequences_max.load(), 1);
@@ -172,14 +172,14 @@ TEST_P(EqualityTest, BatchedIsAlone) {
 }
 
 TEST_P(EqualityTest, ChunkedIsWhole) {
-  Make(Options());
+  ASSERT_NO_FATAL_FAILURE(Make(Options()));
   const std::vector<Ask> asks = RandomAsks(4, vocab(), 2, 100);
   const std::vector<Answer> whole = AskEachAlone(asks);
   for (const int64_t step_tokens : {1, 15, 16, 17, 37}) {
     AssemblyOptions options = Options();
     options.engine.step_tokens_max = step_tokens;
     options.engine.running_max = 1;
-    Make(options);
+    ASSERT_NO_FATAL_FAILURE(Make(options));
     EXPECT_EQ(AskEachAlone(asks), whole) << step_tokens;
     EXPECT_GT(stats().steps.load(),
               asks.size() * (24 + 100 / static_cast<size_t>(step_tokens)) - 8);
@@ -187,7 +187,7 @@ TEST_P(EqualityTest, ChunkedIsWhole) {
 }
 
 TEST_P(EqualityTest, PrefixHitIsMiss) {
-  Make(Options());
+  ASSERT_NO_FATAL_FAILURE(Make(Options()));
   std::vector<Ask> asks = RandomAsks(1, vocab(), 3, 200, 1);
   for (int i = 0; i < 11; ++i) {  // a chain: each prompt continues the one before
     asks.push_back(asks.back());
@@ -196,7 +196,7 @@ TEST_P(EqualityTest, PrefixHitIsMiss) {
   const std::vector<Answer> misses = AskEachAlone(asks);
   AssemblyOptions options = Options();
   options.kv.prefix_cache = true;
-  Make(options);
+  ASSERT_NO_FATAL_FAILURE(Make(options));
   for (int repeat = 0; repeat < 3; ++repeat) {
     const std::vector<Answer> hits = AskEachAlone(asks);
     EXPECT_EQ(hits, misses) << repeat;
@@ -210,7 +210,7 @@ TEST_P(EqualityTest, PrefixHitIsMiss) {
 }
 
 TEST_P(EqualityTest, PreemptedIsNot) {
-  Make(Options());
+  ASSERT_NO_FATAL_FAILURE(Make(Options()));
   std::vector<Ask> asks = RandomAsks(6, vocab(), 4, 60, 40);
   for (Ask& ask : asks) ask.max_tokens = 90;
   const std::vector<Answer> quiet = AskEachAlone(asks);
@@ -226,7 +226,7 @@ TEST_P(EqualityTest, PreemptedIsNot) {
     options.kv.pool_bytes = bytes;
     options.engine.step_tokens_max = 64;
     options.engine.running_max = 8;
-    Make(options);
+    ASSERT_NO_FATAL_FAILURE(Make(options));
     EXPECT_EQ(AskAll(asks), quiet);
     // A sequence of windows alone never grows past what it was admitted with.
     EXPECT_EQ(stats().preemptions.load() > 0, grows);
@@ -235,11 +235,11 @@ TEST_P(EqualityTest, PreemptedIsNot) {
 
 TEST_P(EqualityTest, ThreadsDoNotMatter) {
   if (backend_name() == "cuda") GTEST_SKIP() << "the GPU's threads are its own affair";
-  Make(Options());
+  ASSERT_NO_FATAL_FAILURE(Make(Options()));
   const std::vector<Ask> asks = RandomAsks(5, vocab(), 5);
   const std::vector<Answer> two = AskAll(asks);
   for (const int threads : {1, 3}) {
-    Make(Options(), threads);
+    ASSERT_NO_FATAL_FAILURE(Make(Options(), threads));
     EXPECT_EQ(AskAll(asks), two);
     EXPECT_EQ(assembly_.backend->threads(), threads);
   }
@@ -247,7 +247,7 @@ TEST_P(EqualityTest, ThreadsDoNotMatter) {
 
 TEST_P(EqualityTest, GraphIsEager) {
   if (!separate()) GTEST_SKIP() << "the CPU records no graphs";
-  Make(Options());
+  ASSERT_NO_FATAL_FAILURE(Make(Options()));
   const std::vector<Ask> asks = RandomAsks(11, vocab(), 6);
   const std::vector<Answer> graph = AskAll(asks);
   const uint64_t graph_steps = stats().graph_steps;
@@ -255,7 +255,7 @@ TEST_P(EqualityTest, GraphIsEager) {
   EXPECT_EQ(graph_steps + stats().eager_steps, stats().steps);
   AssemblyOptions options = Options();
   options.engine.cuda_graphs = false;
-  Make(options);
+  ASSERT_NO_FATAL_FAILURE(Make(options));
   EXPECT_EQ(AskAll(asks), graph);
   EXPECT_EQ(stats().graph_steps, 0u);
   EXPECT_GE(stats().eager_steps, graph_steps);
@@ -265,7 +265,7 @@ TEST_P(EqualityTest, GraphIsEager) {
 TEST_P(EqualityTest, EveryBatchSizeGivesTheSame) {
   AssemblyOptions options = Options();
   options.engine.running_max = 9;  // graphs of 1, 2, 4, 8 and 9 rows
-  Make(options);
+  ASSERT_NO_FATAL_FAILURE(Make(options));
   const std::vector<Ask> asks = RandomAsks(9, vocab(), 7, 5, 40);
   const std::vector<Answer> alone = AskEachAlone(asks);
   for (size_t count = 2; count <= asks.size(); ++count) {
@@ -279,7 +279,7 @@ TEST_P(EqualityTest, EveryBatchSizeGivesTheSame) {
 // The same kernels behind a device that runs late and has memory of its own.
 TEST_P(EqualityTest, ASeparateDeviceGivesTheTokensOfTheCpu) {
   if (backend_name() != "split") GTEST_SKIP() << "another device has other kernels";
-  Make(Options());
+  ASSERT_NO_FATAL_FAILURE(Make(Options()));
   const std::vector<Ask> asks = RandomAsks(8, vocab(), 8);
   const std::vector<Answer> split = AskAll(asks);
   const auto& device = static_cast<const kernels::SplitBackend&>(*assembly_.backend);
@@ -295,7 +295,7 @@ TEST_P(EqualityTest, ASeparateDeviceGivesTheTokensOfTheCpu) {
   EXPECT_EQ(after.allocations, before.allocations);
   EXPECT_GT(after.graph_launches - before.graph_launches, steps / 2);
   EXPECT_EQ(after.graphs, before.graphs);
-  Make(Options(), 2, "cpu");
+  ASSERT_NO_FATAL_FAILURE(Make(Options(), 2, "cpu"));
   EXPECT_EQ(AskAll(asks), split);
 }
 
