@@ -99,10 +99,19 @@ void CheckParams(Checker& check, const AttentionParams& params) {
                 "window and sink tokens >= 0");
 }
 
+// A device answers a misaligned access with an error that no later call survives.
+template <typename T>
+bool Aligned(const T* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % alignof(T) == 0;
+}
+
 void CheckLists(Checker& check, const PageLists& lists, int64_t need) {
   check.Require(lists.lists == need, "lists", "one list per row (and kv head) or chunk");
   check.Require(need == 0 || (lists.begins != nullptr && lists.ends != nullptr), "lists",
                 "begins and ends");
+  check.Require(Aligned(lists.begins) && Aligned(lists.ends) && Aligned(lists.pages) &&
+                    Aligned(lists.logical),
+                "lists", "arrays aligned to their elements");
 }
 
 // q, out and lse, the same for both attentions.
@@ -198,8 +207,12 @@ Status Check(const SampleArgs& args, DType) {
   if (args.logits.dim(0) == 0) return check.Take();
   check.Require(args.logits.dim(1) > 0 && args.logits.dim(1) <= std::numeric_limits<int32_t>::max(),
                 "logits", "at least one token, ids that fit 32 bits");
-  check.Require(args.rows != nullptr, "rows", "one for each row of logits");
+  check.Require(args.rows != nullptr && Aligned(args.rows), "rows",
+                "one for each row of logits, aligned");
   check.Require(args.results != nullptr && args.tokens != nullptr, "results", "memory");
+  check.Require(
+      Aligned(args.results) && Aligned(args.tokens) && Aligned(args.edits) && Aligned(args.mask),
+      "results", "arrays aligned to their elements");
   return check.Take();
 }
 

@@ -250,6 +250,11 @@ TEST(Checks, Sample) {
                                       a.logits = F32({3, 0});
                                     }},
                                    {"Sample: rows", [](auto& a) { a.rows = nullptr; }},
+                                   {"Sample: rows: need one for each row of logits, aligned",
+                                    [](auto& a) {
+                                      const auto address = reinterpret_cast<uintptr_t>(kRows);
+                                      a.rows = reinterpret_cast<const SampleRow*>(address + 4);
+                                    }},
                                    {"Sample: results", [](auto& a) { a.results = nullptr; }},
                                    {"Sample: results", [](auto& a) { a.tokens = nullptr; }}});
 }
@@ -283,6 +288,11 @@ TEST(Checks, Attention) {
                {"AttendDecode: positions", [](auto& a) { a.positions = Ints(1); }},
                {"AttendDecode: lists:", [](auto& a) { a.lists.lists = 3; }},
                {"AttendDecode: lists:", [](auto& a) { a.lists.begins = nullptr; }},
+               {"AttendDecode: lists: need arrays aligned",
+                [](auto& a) {
+                  const auto address = reinterpret_cast<uintptr_t>(kOffsets);
+                  a.lists.begins = reinterpret_cast<const int64_t*>(address + 4);
+                }},
                {"AttendDecode: lists_per_row", [](auto& a) { a.lists_per_row = 4; }},
                {"AttendDecode: scale", [](auto& a) { a.params.scale = kNan; }},
                {"AttendDecode: softcap", [](auto& a) { a.params.softcap = -1.0f; }},
