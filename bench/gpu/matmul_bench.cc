@@ -186,7 +186,6 @@ class Step final {
     Norm();
     Multiply(branch_, 128256, 4096, logits_, DType::kF32, false);
   }
-  int64_t next_bytes = 0;
   double bytes() const {
     return 2.0 * (32.0 * (6144.0 * 4096 + 4096.0 * 4096 + 3.0 * 14336 * 4096) + 128256.0 * 4096);
   }
@@ -209,9 +208,7 @@ class Step final {
                           .k = k,
                           .out_dtype = dtype,
                           .alpha = 0.1f,
-                          .accumulate = accumulate,
-                          .next = weight_ + n * k,
-                          .next_bytes = n == 6144 ? next_bytes : 0};
+                          .accumulate = accumulate};
     weight_ += n * k;
     Check(cublas_ != nullptr ? cublas_->Run(task, stream_)
                              : SkinnyMatmul(task, pool_.traits.sm_count, false, tuning_, stream_));
@@ -233,10 +230,8 @@ class Step final {
   float* logits_ = act_ + 16 * 14336;
 };
 
-void RunStep(const Pool& pool, int64_t m, const SkinnyTuning& tuning, CublasLt* cublas = nullptr,
-             int64_t next_bytes = 0) {
+void RunStep(const Pool& pool, int64_t m, const SkinnyTuning& tuning, CublasLt* cublas = nullptr) {
   Step step(pool, m, tuning, cublas);
-  step.next_bytes = next_bytes;
   const Timing timing = TimeGraph([&](cudaStream_t s, int) { step.Run(s); }, 1, pool.stream);
   std::printf("step %-8s m %2ld: %.3f ms (%.3f-%.3f), %.1f %% of 4.2 TB/s",
               cublas ? "cublaslt" : "ours", m, timing.median_ms, timing.low_ms, timing.high_ms,
@@ -252,10 +247,6 @@ void RunChain(const Pool& pool, CublasLt& cublas) {
   for (const int64_t m : {1, 2, 4, 8, 16}) {
     RunStep(pool, m, {}, &cublas);
     RunStep(pool, m, {});
-  }
-  for (const int64_t mb : {8, 16, 24, 33}) {
-    std::printf("ahead %ld MB: ", mb);
-    RunStep(pool, 1, {}, nullptr, mb << 20);
   }
 }
 

@@ -28,8 +28,6 @@ struct MatmulTask final {
   DType out_dtype = DType::kF32;
   float alpha = 1.0f;
   bool accumulate = false;  // out is f32
-  const void* next = nullptr;
-  int64_t next_bytes = 0;
 };
 
 // How SkinnyMatmul runs; the defaults are what measured best on an H200.

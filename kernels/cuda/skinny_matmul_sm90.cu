@@ -39,8 +39,6 @@ struct SkinnyParams final {
   int k;
   int tile_groups;  // most groups of a tile; times the splits of k at most kWarps
   int stages;
-  const std::byte* next;
-  int64_t next_bytes;
 };
 
 // The share of one block: groups [begin, begin + count) of 8 weight rows, cut into even tiles.
@@ -95,18 +93,6 @@ __device__ inline void ArriveWhenCopied(uint32_t barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
 
-// Brings the weights of a later product to L2 while memory would be idle; by one warp.
-__device__ inline void PrefetchNext(const SkinnyParams& p) {
-  constexpr int kPiece = 4096;
-  const int64_t share = p.next_bytes / gridDim.x / 16 * 16;
-  const std::byte* from = p.next + blockIdx.x * share;
-  for (int64_t i = static_cast<int64_t>(threadIdx.x % 32) * kPiece; i < share; i += 32 * kPiece) {
-    const auto bytes = static_cast<uint32_t>(min(share - i, static_cast<int64_t>(kPiece)));
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from + i), "r"(bytes)
-                 : "memory");
-  }
-}
-
 // Weights, by kCopyWarps warps, each a row of a chunk at a time. They are constants: no wait for
 // the previous kernel, and the next one may start when the last copy is on its way.
 template <int kChunk>
@@ -138,7 +124,6 @@ __device__ void CopyWeights(const SkinnyParams& p, const Share& share, const Rin
       ArriveWhenCopied(ring.full + cursor.stage * 8);
     }
   }
-  if (warp == 0 && p.next_bytes > 0) PrefetchNext(p);
 }
 
 // x, by one warp, after the previous kernel has ended.
@@ -363,9 +348,7 @@ Status SkinnyMatmul(const MatmulTask& task, int sm_count, bool whole_k, const Sk
                              .n = static_cast<int>(task.n),
                              .k = static_cast<int>(task.k),
                              .tile_groups = tuning.tile_groups,
-                             .stages = 0,
-                             .next = static_cast<const std::byte*>(task.next),
-                             .next_bytes = task.next_bytes},
+                             .stages = 0},
                   .blocks = blocks,
                   .splits = 1,
                   .stream = stream};
