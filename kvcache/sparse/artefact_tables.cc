@@ -3,12 +3,10 @@
 #include <cmath>
 
 #include "kernels/core/field_reader.h"
-#include "kvcache/sparse/kinds.h"
 
 namespace lacuna::kvcache {
 namespace {
 
-constexpr std::string_view kPatternChoices = "profile|vertical_slash|a_shape|blocks";
 constexpr int64_t kSizeMax = 1 << 24;  // tokens or blocks of a pattern
 
 std::string At(std::string_view key, size_t index) {

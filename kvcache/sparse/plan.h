@@ -170,22 +170,4 @@ struct SparsePlan final {
   }
 };
 
-// Heads that keep the same tokens: the KvGroups that a server of this plan alone would have.
-struct Residency final {
-  struct LayerHead {
-    int32_t layer = 0, kv_head = 0;
-    bool operator==(const LayerHead&) const = default;
-  };
-  int32_t sink_tokens = 0;
-  int32_t window_tokens = 0;          // while generating; 0: all tokens are kept
-  int32_t prefill_window_tokens = 0;  // while the prompt is computed
-  std::vector<LayerHead> heads;       // ascending
-  bool operator==(const Residency&) const = default;
-};
-// The first keeps all tokens (it may have no heads). Spans keep all: they grow with the sequence.
-std::vector<Residency> ResidencyOf(const SparsePlan& plan);
-
-// Bytes of metadata per token, all layers and heads together.
-double MetadataBytesPerToken(const SparsePlan& plan);
-
 }  // namespace lacuna::kvcache

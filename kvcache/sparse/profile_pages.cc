@@ -6,6 +6,7 @@
 #include <cstdio>
 
 #include "kvcache/sparse/decode_counts.h"
+#include "kvcache/sparse/plan_storage.h"
 #include "kvcache/sparse/resolve.h"
 
 namespace lacuna::kvcache {
@@ -100,6 +101,26 @@ void AppendDials(std::string& out) {
   out += "\n";
 }
 
+void AppendRules(std::string& out) {
+  out +=
+      "## What is chosen, exactly\n"
+      "Decode. A row of N tokens, its own included, has ceil(N / unit_tokens) units. Scores are "
+      "normalised, then reduced over the query heads of an owner, then pooled over the entries of "
+      "a unit (union and round_robin choose per query head, so they pool first). Sink and newest "
+      "units are read in any case; the best of the others follow, as many as the budget in units, "
+      "rounded up, leaves. top_p walks down the scores of all units, forced ones first, until "
+      "their mass reaches p. Equal scores: the older unit first. A budget that covers the sequence "
+      "is dense attention, bit for bit. `refresh.steps` counts the decode steps of each request, "
+      "never those of the batch; between two choices sink and newest units still move on, and what "
+      "was newest when the choice was made stays.\n\n"
+      "Prefill. Blocks and distances are counted from the sequence's start in block_tokens, "
+      "whatever the chunk. A query at position t sees in any case the keys before sink_tokens and "
+      "its newest max(local_tokens, local_fraction * t); of blocks, those that hold any of them. "
+      "Forced columns, diagonals and blocks come first in every order and count: against sizes, "
+      "budgets and mass. Equal scores: the older column or block, the nearer diagonal first. No "
+      "query sees a key after its own.\n\n";
+}
+
 // What a profile makes sparse, in a word.
 std::string PhaseOf(const SparseProfile& p) {
   if (p.who.heads != "all" && !p.sparse_decode() && !p.sparse_prefill()) return "heads";
@@ -116,7 +137,8 @@ std::string NeedsOf(const SparseProfile& p) {
   return needs;
 }
 
-std::string LayerLine(const SparsePlan& plan, int32_t layer) {
+// What one layer does, without its number.
+std::string LayerText(const SparsePlan& plan, int32_t layer) {
   static constexpr std::array<const char*, 4> kRoles = {"dense", "planner", "select", "reuse"};
   const LayerPlan& one = plan.layers[static_cast<size_t>(layer)];
   std::string role = kRoles[static_cast<size_t>(one.decode)];
@@ -130,11 +152,23 @@ std::string LayerLine(const SparsePlan& plan, int32_t layer) {
   if (streaming > 0) heads += Format(", %d streaming", streaming);
   if (spans > 0) heads += Format(", %d of a span", spans);
   const bool stores = one.stores_metadata || one.stores_refine_metadata;
-  return Format("  %3d    %-8s %-11s %-9s %s\n", layer, one.prefill_sparse ? "sparse" : "dense",
-                role.c_str(), stores ? "yes" : "-", heads.c_str());
+  return Format("%-8s %-11s %-9s %s\n", one.prefill_sparse ? "sparse" : "dense", role.c_str(),
+                stores ? "yes" : "-", heads.c_str());
 }
 
-// "512 of 8192 (6.2 %)": keys that one selecting kv head reads, as far as it is known beforehand.
+// One row for each run of layers that do the same.
+void AppendLayers(const SparsePlan& plan, std::string& out) {
+  out += "layers   prefill  decode      metadata  kv heads\n";
+  for (int32_t first = 0, next = 0; first < plan.shape.layers; first = next) {
+    const std::string text = LayerText(plan, first);
+    for (next = first + 1; next < plan.shape.layers && LayerText(plan, next) == text;) ++next;
+    const std::string range =
+        next == first + 1 ? Format("%d", first) : Format("%d-%d", first, next - 1);
+    out += Format("%6s   ", range.c_str()) + text;
+  }
+}
+
+// "512 keys (6.2 %)": keys that one selecting kv head reads, as far as it is known beforehand.
 std::string ReadsAt(const SparsePlan& plan, int64_t tokens) {
   const DecodeCounts counts = CountUnits(plan, tokens);
   const int64_t unit = plan.decode.unit_tokens;
@@ -198,16 +232,8 @@ std::string ProfileReference(std::span<const SparseProfile> profiles) {
   }
   out += "\n";
   AppendDials(out);
-  out +=
-      "## What is chosen, exactly\n"
-      "A row of N tokens, its own included, has ceil(N / unit_tokens) units. Scores are "
-      "normalised, then reduced over the query heads of an owner, then pooled over the entries of "
-      "a unit (union and round_robin choose per query head, so they pool first). Sink and newest "
-      "units are read in any case; the best of the others follow. The budget in units is rounded "
-      "up. Equal scores go to the older unit. A budget that covers the sequence is dense "
-      "attention, bit for bit. `refresh.steps` counts the decode steps of each request, never "
-      "those of the batch; between two choices sink and newest units still move on.\n\n"
-      "## Keys\n\n";
+  AppendRules(out);
+  out += "## Keys\n\n";
   SparseProfile defaults;
   for (const BoundSection& section : BindProfile(defaults)) AppendKeys(section, out);
   return out;
@@ -239,8 +265,7 @@ std::string DescribePlan(const SparsePlan& plan) {
   const AttentionShape& s = plan.shape;
   std::string out = Format("plan for %d layers, %d query and %d kv heads of %d, pages of %d\n",
                            s.layers, s.q_heads, s.kv_heads, s.head_dim, s.page_tokens);
-  out += "layer  prefill  decode      metadata  kv heads\n";
-  for (int32_t layer = 0; layer < s.layers; ++layer) out += LayerLine(plan, layer);
+  AppendLayers(plan, out);
   out += Format("metadata: %.1f bytes per token, K and V in bf16: %lld\n",
                 MetadataBytesPerToken(plan), 4LL * s.layers * s.kv_heads * s.head_dim);
   for (const Residency& group : ResidencyOf(plan)) {

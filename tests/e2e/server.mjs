@@ -6,7 +6,7 @@ import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '../..');
-const binary = process.env.LACUNA_BIN ?? path.join(root, 'build/release/lacuna');
+export const binary = process.env.LACUNA_BIN ?? path.join(root, 'build/release/lacuna');
 
 // `sets`: {"http.ping_ms": 50, "http.cors_origins": ["a", "b"], ...}
 export async function startServer(sets = {}, args = []) {

@@ -7,6 +7,7 @@
 #include <set>
 
 #include "kvcache/sparse/decode_counts.h"
+#include "kvcache/sparse/plan_storage.h"
 #include "kvcache/sparse/profile_set.h"
 #include "kvcache/sparse/resolve.h"
 #include "tests/kvcache/sparse_test_models.h"
@@ -411,6 +412,29 @@ TEST(SparsePlan, FingerprintsAreStable) {
   EXPECT_EQ(plan.fingerprint, 4118024044190372650u);
   EXPECT_EQ(PlanOf(Shipped("quest"), Recall12m()).fingerprint, 13138389237079721153u);
   EXPECT_EQ(PlanOf(Shipped("prism"), Recall12m()).kv_fingerprint, 11336653442421768481u);
+}
+
+TEST(SparsePlan, PlansOfOneServerShareStores) {
+  const AttentionShape shape = Recall12m();
+  std::vector<SparsePlan> plans;
+  for (const char* name : {"quest", "twilight-quest", "twilight-double-sparsity", "delta"}) {
+    plans.push_back(PlanOf(Shipped(name), shape));
+  }
+  SparseProfile early = Shipped("quest");
+  early.decode_layers.dense_layers = {5};
+  early.who.reference_layers = 0;
+  plans.push_back(PlanOf(early, shape));
+  std::vector<const SparsePlan*> pointers;
+  for (const SparsePlan& plan : plans) pointers.push_back(&plan);
+  const std::vector<MetadataStore> stores = MetadataStores(pointers);
+  ASSERT_EQ(stores.size(), 3u);  // page bounds, the low-bit copy, labels
+  EXPECT_EQ(stores[0].spec, plans[0].decode.metadata);
+  EXPECT_EQ(stores[0].layers, std::vector<bool>(6, true));  // quest lacks 0, `early` lacks 5
+  EXPECT_EQ(stores[1].spec.kind, MetadataKind::kLowBit);
+  EXPECT_EQ(stores[1].layers, (std::vector<bool>{false, true, true, true, true, true}));
+  EXPECT_EQ(stores[2].spec, plans[2].decode.metadata);
+  EXPECT_EQ(stores[2].channels, plans[2].channels);
+  EXPECT_TRUE(stores[0].channels.empty());
 }
 
 TEST(SparsePlan, MetadataBytes) {
