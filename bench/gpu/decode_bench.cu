@@ -1,5 +1,6 @@
 // Speed of paged decode attention: 32 query and 8 kv heads of 128 channels in bf16 unless the name
-// says otherwise, random pages of a pool far larger than L2, a new set of lists for every launch.
+// says otherwise. Every launch reads random pages of another part of a pool far larger than L2, by
+// the same lists, as the layers of a step do.
 //
 // decode_bench [name prefix]: per case the time of a launch within a graph of many (median and 10th
 // to 90th percentile of replays), the rate of K and V bytes and its share of 4.2 TB/s; then the
@@ -23,7 +24,7 @@ using kernels::AttendDecodeArgs;
 
 constexpr double kCopyRate = 4.2e12;  // bytes a second, measured
 constexpr int64_t kPoolBytes = int64_t{20} << 30;
-constexpr double kRotateBytes = 400e6;  // between two uses of a set of lists
+constexpr double kRotateBytes = 400e6;  // between two uses of a part of the pool
 
 struct Case final {
   std::string name;
@@ -47,7 +48,7 @@ __global__ void FillRandom(uint16_t* data, int64_t count) {
   }
 }
 
-// Lists of random pages for all rows.
+// Lists of random pages for all rows, distinct but by chance.
 struct ListSet final {
   std::vector<int32_t> pages, logical;
   std::vector<int64_t> begins, ends;
@@ -89,30 +90,27 @@ class Runner final {
     FillRandom<<<64, 256>>>(q_.data(), static_cast<int64_t>(q_.size()));
     Check(cudaMemset(workspace_.data(), 0, workspace_.size()), "cudaMemset");
     pool_ = {pool, DType::kBF16, 0, test.kv_heads, test.head_dim, test.page_tokens};
-    pool_.pages = kPoolBytes / (pool_.SlabBytes() * test.kv_heads);
     for (int tokens : test.tokens) {
       bytes_ += static_cast<double>((tokens + test.page_tokens - 1) / test.page_tokens) *
                 static_cast<double>(pool_.SlabBytes()) * test.kv_heads;
     }
+    layers_ = std::max(1, static_cast<int>(std::ceil(kRotateBytes / bytes_)));
+    pool_.pages = kPoolBytes / layers_ / (pool_.SlabBytes() * test.kv_heads);
     std::mt19937 random(7);
-    const int sets = std::max(1, static_cast<int>(std::ceil(kRotateBytes / bytes_)));
-    for (int i = 0; i < sets; ++i) {
-      const ListSet set = MakeLists(test, static_cast<int>(pool_.pages), random);
-      sets_.push_back(std::make_unique<DeviceLists>(set));
-    }
+    lists_ = std::make_unique<DeviceLists>(MakeLists(test, static_cast<int>(pool_.pages), random));
     Check(cudaStreamCreate(&stream_), "cudaStreamCreate");
   }
   ~Runner() { cudaStreamDestroy(stream_); }
 
   double bytes() const { return bytes_; }
 
-  // Of one launch, in a graph that goes through the sets of lists.
+  // Of one launch, in a graph that goes through the layers.
   Timing InGraph(bool deterministic) {
-    const int launches = std::max(20, static_cast<int>(sets_.size()));
+    const int launches = std::max(20, layers_);
     cudaGraph_t graph = nullptr;
     cudaGraphExec_t exec = nullptr;
     Check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "capture");
-    for (int i = 0; i < launches; ++i) Launch(static_cast<size_t>(i) % sets_.size(), deterministic);
+    for (int i = 0; i < launches; ++i) Launch(i % layers_, deterministic);
     Check(cudaStreamEndCapture(stream_, &graph), "capture");
     Check(cudaGraphInstantiate(&exec, graph, 0), "cudaGraphInstantiate");
     const int replays = bytes_ > 1e9 ? 20 : 30;
@@ -126,8 +124,8 @@ class Runner final {
   }
 
   Timing Alone() {
-    size_t next = 0;
-    return TimeRuns([&](cudaStream_t) { Launch(next++ % sets_.size(), false); }, stream_, 40, 5);
+    int next = 0;
+    return TimeRuns([&](cudaStream_t) { Launch(next++ % layers_, false); }, stream_, 40, 5);
   }
 
  private:
@@ -138,12 +136,13 @@ class Runner final {
     DeviceVector<int64_t> begins, ends;
   };
 
-  void Launch(size_t set, bool deterministic) {
-    const DeviceLists& lists = *sets_[set];
+  void Launch(int layer, bool deterministic) {
+    const DeviceLists& lists = *lists_;
     AttendDecodeArgs args;
     args.q = TensorView(q_.data(), DType::kBF16, {rows_, test_.q_heads, test_.head_dim});
     args.out = TensorView(out_.data(), DType::kBF16, {rows_, test_.q_heads, test_.head_dim});
     args.pool = pool_;
+    args.pool.data = static_cast<std::byte*>(pool_.data) + layer * pool_.Bytes();
     args.positions = TensorView(positions_.data(), DType::kI32, {rows_});
     args.lists_per_row = test_.lists_per_head ? test_.kv_heads : 1;
     args.lists = {lists.pages.data(), lists.logical.data(), lists.begins.data(), lists.ends.data(),
@@ -161,7 +160,8 @@ class Runner final {
   DeviceVector<int32_t> positions_;
   DeviceVector<std::byte> workspace_;
   kernels::KvPool pool_;
-  std::vector<std::unique_ptr<DeviceLists>> sets_;
+  std::unique_ptr<DeviceLists> lists_;
+  int layers_ = 1;
   double bytes_ = 0.0;
   cudaStream_t stream_ = nullptr;
 };
@@ -184,7 +184,7 @@ std::vector<int> Spread(int rows, int low, int high) {
 std::vector<Case> Cases() {
   std::vector<Case> cases;
   for (int rows : {1, 8}) {
-    for (int tokens : {1024, 4096, 16384, 131072}) {
+    for (int tokens : {128, 512, 1024, 4096, 16384, 131072}) {
       cases.push_back({.name = "B=" + std::to_string(rows) + " " + std::to_string(tokens),
                        .tokens = Rows(rows, tokens)});
     }
@@ -196,6 +196,7 @@ std::vector<Case> Cases() {
   cases.push_back({.name = "B=64 lengths 100:1 short",
                    .tokens = Spread(64, 64, 6400),
                    .lists_per_head = false});
+  cases.push_back({.name = "B=64 2048", .tokens = Rows(64, 2048), .lists_per_head = false});
   cases.push_back({.name = "B=256 512", .tokens = Rows(256, 512), .lists_per_head = false});
   cases.push_back(
       {.name = "B=6 131072 per row", .tokens = Rows(6, 131072), .lists_per_head = false});

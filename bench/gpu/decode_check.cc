@@ -2,7 +2,8 @@
 // groups, head sizes, windows, sinks, caps, lists per head, empty rows; that a run repeats its
 // bits, under a graph too; and that deterministic bits do not depend on the batch.
 //
-// decode_check: prints one line per failing case, and the worst errors; exit status 1 on a failure.
+// decode_check [part of a name]: prints one line per failing case, and the worst errors; exit
+// status 1 on a failure.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -451,12 +452,16 @@ std::vector<Case> Cases() {
 }  // namespace
 }  // namespace lacuna::bench
 
-int main() {
+int main(int argc, char** argv) {
   using namespace lacuna::bench;
   int failed = 0;
   uint32_t seed = 1;
   Errors worst;
-  const auto cases = Cases();
+  auto cases = Cases();
+  if (argc > 1) {
+    std::erase_if(cases,
+                  [&](const auto& test) { return test.name.find(argv[1]) == std::string::npos; });
+  }
   for (const auto& test : cases) failed += RunCase(test, seed++, &worst) ? 0 : 1;
   std::printf("%zu cases, %d failed; worst: out %.2e, share %.2e, lse %.2e\n", cases.size(), failed,
               worst.out, worst.out_share, worst.lse);

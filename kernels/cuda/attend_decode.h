@@ -19,10 +19,21 @@ namespace lacuna::kernels::cuda {
 inline constexpr int kStageTokens = 64;
 inline constexpr int kTileHeads = 16;
 // Four consumer warps (16 keys of a stage each) per 8 query heads, and a producer warp.
-constexpr int DecodeWarps(int tile_heads) { return (tile_heads + 7) / 8 * 4 + 1; }
-// Deterministic mode cuts a list into at most this many items, of at least kItemStagesMin stages.
+__host__ __device__ constexpr int DecodeWarps(int tile_heads) {
+  return (tile_heads + 7) / 8 * 4 + 1;
+}
+// Deterministic mode cuts a list into at most kListItemsMax items of at least kItemStagesMin
+// stages.
 inline constexpr int kListItemsMax = 32;
 inline constexpr int kItemStagesMin = 4;
+// By default a block gets an equal share of at least kShareStagesMin stages.
+inline constexpr int kShareStagesMin = 2;
+
+// Zero between launches.
+struct DecodeCounters final {
+  int32_t next;  // range to hand out
+  int32_t done;  // blocks that found none
+};
 
 struct DecodeParams final {
   const void* q = nullptr;  // [rows, q_heads, head_dim]
@@ -50,9 +61,14 @@ struct DecodeParams final {
   float* partials = nullptr;    // slots of tile_heads * head_dim sums, then tile_heads (max, sum)
   int32_t* arrivals = nullptr;  // [units], zero between launches
   int list_items = 0;           // deterministic: items of a list at most; 0: cut anywhere
-  int block_stages_min = 0;     // thread blocks with less than this to do are not used
-  int ring_stages = 0;          // of a thread block
+  DecodeCounters* counters = nullptr;
+  int ring_stages = 0;  // of a thread block
 };
+
+// What the registers allow; the shared memory may allow less.
+__host__ __device__ constexpr int DecodeBlocksPerSm(int head_dim, int warps) {
+  return head_dim <= 128 && warps == DecodeWarps(8) ? 2 : 1;
+}
 
 // A stage in shared memory: the slabs of kStageTokens tokens, then the unit's queries in padded
 // rows (or what else the consumers need to add up their sums there).
@@ -65,7 +81,7 @@ __host__ __device__ constexpr int DecodeStageBytes(int head_dim, int tile_heads)
   return DecodeSlabsBytes(head_dim) + (query_bytes > 1024 ? query_bytes : 1024);
 }
 inline constexpr int kRingStagesMax = 8;
-inline constexpr int kDecodeSharedBytes = 3072;  // beside the stages, at most
+inline constexpr int kDecodeSharedBytes = 8192;  // beside the stages, at most
 
 __host__ __device__ constexpr int DecodeSlotFloats(int tile_heads, int head_dim) {
   return (tile_heads * (head_dim + 2) + 3) / 4 * 4;

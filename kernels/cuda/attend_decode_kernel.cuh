@@ -61,7 +61,7 @@ class Consumer final {
       if (header.last) {
         NamedBarrierSync(kConsumerBarrier, threads);  // nobody reads the stage any more
         PutSums(reinterpret_cast<float*>(stage));
-        merger.Finish(header.segment, reinterpret_cast<const float*>(stage));
+        merger.Finish(header.segment, reinterpret_cast<float*>(stage));
         FenceBeforeCopies();
       }
       __syncwarp();
@@ -245,9 +245,9 @@ __device__ void WriteEmptyUnits(const DecodeParams& p, int thread, int threads) 
   }
 }
 
-// Grid: any number of blocks (their shares depend on it). The last warp is the producer.
+// Grid: any number of blocks (the ranges depend on it). The last warp is the producer.
 template <typename T, int kHeadDim, int kWarps>
-__global__ void __launch_bounds__(32 * kWarps, kHeadDim <= 128 ? 2 : 1)
+__global__ void __launch_bounds__(32 * kWarps, DecodeBlocksPerSm(kHeadDim, kWarps))
     DecodeKernel(const __grid_constant__ DecodeParams p) {
   extern __shared__ __align__(128) char stages[];
   __shared__ __align__(16) char shared_bytes[sizeof(DecodeShared)];
@@ -265,10 +265,11 @@ __global__ void __launch_bounds__(32 * kWarps, kHeadDim <= 128 ? 2 : 1)
   }
   WaitForPrevious();
   LetNextStart();
-  const Share share = ComputeShare(p, shared.schedule);  // synchronises the block
+  const Ranges ranges(p, MeasureLine(p, shared.schedule), static_cast<int>(gridDim.x));
   if (warp == kWarps - 1) {
     Producer<kHeadDim> producer(p, stages, shared.barriers, shared.headers);
-    VisitShare(p, share, shared.schedule, [&](const Segment& segment) { producer.Send(segment); });
+    VisitRanges(p, shared.schedule, ranges,
+                [&](const Segment& segment) { producer.Send(segment); });
     producer.Stop();
   } else {
     Consumer<T, kHeadDim>(p, stages, shared, warp).Run();

@@ -21,17 +21,25 @@ struct Sums final {
   float max = -INFINITY;
   float l = 0.0f;
 
-  __device__ void Add(const float4& o2, float max2, float l2) {
-    const float top = fmaxf(max, max2);
-    if (top == -INFINITY) return;
-    const float mine = Exp2(max - top);
-    const float theirs = Exp2(max2 - top);
-    o.x = o.x * mine + o2.x * theirs;
-    o.y = o.y * mine + o2.y * theirs;
-    o.z = o.z * mine + o2.z * theirs;
-    o.w = o.w * mine + o2.w * theirs;
-    l = l * mine + l2 * theirs;
+  __device__ void AddScaled(const float4& o2, float factor) {
+    o.x = fmaf(o2.x, factor, o.x);
+    o.y = fmaf(o2.y, factor, o.y);
+    o.z = fmaf(o2.z, factor, o.z);
+    o.w = fmaf(o2.w, factor, o.w);
+  }
+  __device__ void Add(const Sums& other) {
+    const float top = fmaxf(max, other.max);
+    const float mine = Weight(max, top);
+    o = {o.x * mine, o.y * mine, o.z * mine, o.w * mine};
+    l *= mine;
+    const float theirs = Weight(other.max, top);
+    AddScaled(other.o, theirs);
+    l = fmaf(other.l, theirs, l);
     max = top;
+  }
+  // Of sums with maximum `max` in sums with maximum `top`.
+  __device__ static float Weight(float max, float top) {
+    return max == -INFINITY ? 0.0f : Exp2(max - top);
   }
 };
 
@@ -79,8 +87,8 @@ class Merger final {
   }
 
   // After all warps have put their sums into `buffer` and the scratch. Writes the unit's result, or
-  // its part of it; the last part to arrive writes the result.
-  __device__ void Finish(const Segment& segment, const float* buffer) {
+  // its part of it; the last part to arrive writes the result. Uses `buffer` up.
+  __device__ void Finish(const Segment& segment, float* buffer) {
     const int heads = TileHeads(p_, segment.tile);
     const int head_0 = segment.kv_head * p_.group + segment.tile * p_.tile_heads;
     NamedBarrierSync(kConsumerBarrier, threads_);
@@ -95,23 +103,45 @@ class Merger final {
       }
     }
     if (segment.parts == 1 || !LastToArrive(segment)) return;
-    for (int i = thread_; i < heads * kColumns; i += threads_) {
-      const int head = i / kColumns;
-      const int channel = i % kColumns * 4;
-      WriteResult<T>(p_, kHeadDim, segment.row, head_0 + head, channel,
-                     MergeParts(segment, head, channel));
+    Sums sums[kColumnsPerThread];
+    for (int part = 0; part < segment.parts; part += kChunk) {
+      MergeParts(segment, part, heads, buffer, sums);
     }
+    ForColumns(heads, [&](int column, int head, int channel) {
+      WriteResult<T>(p_, kHeadDim, segment.row, head_0 + head, channel, sums[column]);
+    });
   }
 
  private:
+  static constexpr int kChunk = 64;  // parts that are added up at a time
+  static constexpr int kLoads = 16;  // of parts in flight, per thread
+  // Eight heads for every 128 threads.
+  static constexpr int kColumnsPerThread = (8 * kColumns + 127) / 128;
+
+  template <typename Visit>
+  __device__ void ForColumns(int heads, Visit&& visit) const {
+#pragma unroll
+    for (int column = 0; column < kColumnsPerThread; ++column) {
+      const int i = thread_ + column * threads_;
+      if (i < heads * kColumns) visit(column, i / kColumns, i % kColumns * 4);
+    }
+  }
+
   __device__ Sums MergeWarps(const float* buffer, int head, int channel) const {
+    const int warp_0 = head / 8 * 4;
     Sums sums;
+    float2 max_l[4];
 #pragma unroll
     for (int quarter = 0; quarter < 4; ++quarter) {
-      const int warp = head / 8 * 4 + quarter;
-      const float2 max_l = scratch_.warp_sums[warp][head % 8];
-      const float* o = buffer + (warp * 8 + head % 8) * kSumStride + channel;
-      sums.Add(*reinterpret_cast<const float4*>(o), max_l.x, max_l.y);
+      max_l[quarter] = scratch_.warp_sums[warp_0 + quarter][head % 8];
+      sums.max = fmaxf(sums.max, max_l[quarter].x);
+    }
+#pragma unroll
+    for (int quarter = 0; quarter < 4; ++quarter) {
+      const float weight = Sums::Weight(max_l[quarter].x, sums.max);
+      const float* o = buffer + ((warp_0 + quarter) * 8 + head % 8) * kSumStride + channel;
+      sums.AddScaled(*reinterpret_cast<const float4*>(o), weight);
+      sums.l = fmaf(max_l[quarter].y, weight, sums.l);
     }
     return sums;
   }
@@ -135,34 +165,84 @@ class Merger final {
     if (thread_ == 0) {
       int32_t* arrivals =
           p_.arrivals + (segment.row * p_.kv_heads + segment.kv_head) * p_.tiles + segment.tile;
-      __threadfence();
-      scratch_.arrived = atomicAdd(arrivals, 1);
-      __threadfence();
+      scratch_.arrived = AtomicAddAcqRel(arrivals, 1);
       if (scratch_.arrived == segment.parts - 1) *arrivals = 0;  // for the next launch
     }
     NamedBarrierSync(kConsumerBarrier, threads_);
     return scratch_.arrived == segment.parts - 1;
   }
 
-  __device__ Sums MergeParts(const Segment& segment, int head, int channel) const {
-    constexpr int kAtOnce = 8;  // loads in flight
-    Sums sums;
-    for (int base = 0; base < segment.parts; base += kAtOnce) {
-      float4 o[kAtOnce];
-      float2 max_l[kAtOnce];
+  __device__ static int32_t AtomicAddAcqRel(int32_t* address, int32_t value) {
+    int32_t old;
+    asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], %2;"
+                 : "=r"(old)
+                 : "l"(address), "r"(value)
+                 : "memory");
+    return old;
+  }
+
+  // Adds kChunk parts from `first` on to `sums`, the thread's columns.
+  __device__ void MergeParts(const Segment& segment, int first, int heads, float* buffer,
+                             Sums (&sums)[kColumnsPerThread]) {
+    const int count = min(kChunk, segment.parts - first);
+    float* weights = buffer;  // [head][kChunk], zero from `count` on
+    auto* tops = reinterpret_cast<float2*>(buffer + kTileHeads * kChunk);  // [head] (max, l)
+    const auto part = [&](int i) {
+      return Slot(SlotOf(p_, segment.slot_base, first + min(i, count - 1)));
+    };
+    float4 o[kLoads];
+    const auto load = [&](int head, int channel, int from) {
 #pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        const int part = min(base + i, segment.parts - 1);
-        const float* from = Slot(SlotOf(p_, segment.slot_base, part));
-        o[i] = __ldcg(reinterpret_cast<const float4*>(from + head * kHeadDim + channel));
-        max_l[i] = __ldcg(reinterpret_cast<const float2*>(from + p_.tile_heads * kHeadDim) + head);
+      for (int i = 0; i < kLoads; ++i) {
+        o[i] = __ldcg(reinterpret_cast<const float4*>(part(from + i) + head * kHeadDim + channel));
       }
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        if (base + i < segment.parts) sums.Add(o[i], max_l[i].x, max_l[i].y);
-      }
+    };
+    load(thread_ / kColumns % heads, thread_ % kColumns * 4, 0);  // while the weights are made
+    for (int head = thread_ / 32; head < heads; head += threads_ / 32) {
+      MakeWeights(part, count, head, weights + head * kChunk, tops + head);
     }
-    return sums;
+    NamedBarrierSync(kConsumerBarrier, threads_);
+    ForColumns(heads, [&](int column, int head, int channel) {
+      Sums chunk;
+      chunk.max = tops[head].x;
+      chunk.l = tops[head].y;
+      for (int from = 0; from < count; from += kLoads) {
+        if (column > 0 || from > 0) load(head, channel, from);
+#pragma unroll
+        for (int i = 0; i < kLoads; ++i) chunk.AddScaled(o[i], weights[head * kChunk + from + i]);
+      }
+      sums[column].Add(chunk);
+    });
+    if (first + kChunk < segment.parts) NamedBarrierSync(kConsumerBarrier, threads_);
+  }
+
+  // By one warp: the weights of the parts of a head, and their common maximum and l.
+  template <typename Part>
+  __device__ void MakeWeights(const Part& part, int count, int head, float* weights,
+                              float2* top) const {
+    const int lane = thread_ % 32;
+    float2 max_l[kChunk / 32];
+    float max = -INFINITY;
+#pragma unroll
+    for (int i = 0; i < kChunk / 32; ++i) {
+      const int index = lane + i * 32;
+      max_l[i] = {-INFINITY, 0.0f};
+      if (index < count) {
+        max_l[i] =
+            __ldcg(reinterpret_cast<const float2*>(part(index) + p_.tile_heads * kHeadDim) + head);
+      }
+      max = fmaxf(max, max_l[i].x);
+    }
+    for (int step = 16; step > 0; step /= 2) max = fmaxf(max, __shfl_xor_sync(~0u, max, step));
+    float l = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kChunk / 32; ++i) {
+      const float weight = Sums::Weight(max_l[i].x, max);
+      weights[lane + i * 32] = weight;
+      l = fmaf(max_l[i].y, weight, l);
+    }
+    for (int step = 16; step > 0; step /= 2) l += __shfl_xor_sync(~0u, l, step);
+    if (lane == 0) *top = {max, l};
   }
 
   const DecodeParams& p_;

@@ -7,19 +7,23 @@
 namespace lacuna::kernels::cuda {
 namespace {
 
-constexpr int kBlocksPerSmMax = 2;
-constexpr int kBlockStagesMin = 1;
 constexpr float kLog2E = 1.4426950408889634f;
 
-int64_t ArrivalsBytes(int64_t rows, int64_t q_heads) { return (rows * q_heads * 4 + 255) & ~255; }
+// Of DecodeCounters, and an arrival counter per unit.
+int64_t CountersBytes(int64_t rows, int64_t q_heads) {
+  return (static_cast<int64_t>(sizeof(DecodeCounters)) + rows * q_heads * 4 + 255) / 256 * 256;
+}
 
-// Two blocks per multiprocessor when each gets a ring of at least two stages.
+// By default; two for the range of each block, see SlotOf.
+int64_t RangeSlots(int64_t blocks) { return 2 * blocks; }
+
+// As many blocks per multiprocessor as get a ring of at least two stages.
 DecodeLaunch ShapeLaunch(const DeviceTraits& traits, int head_dim, int tile_heads,
                          int* ring_stages) {
   constexpr int64_t kReserved = 1024;  // by the system, per block
   const int64_t per_sm = traits.shared_bytes_max + kReserved;
   const int64_t stage = DecodeStageBytes(head_dim, tile_heads);
-  int blocks = kBlocksPerSmMax;
+  int blocks = DecodeBlocksPerSm(head_dim, DecodeWarps(tile_heads));
   int64_t stages = 0;
   for (; blocks > 0; --blocks) {
     stages = (per_sm / blocks - kReserved - kDecodeSharedBytes) / stage;
@@ -65,7 +69,6 @@ DecodeParams ParamsOf(const AttendDecodeArgs& args) {
   params.sink_logits = args.params.sink_logits;
   params.window_tokens = args.params.shape.window_tokens;
   params.sink_tokens = args.params.shape.sink_tokens;
-  params.block_stages_min = kBlockStagesMin;
   return params;
 }
 
@@ -83,10 +86,10 @@ int64_t DecodeWorkspaceBytes(const DeviceTraits& traits, int64_t rows_max, int64
   // Tiles of a group of more than kTileHeads heads may round up by a sixteenth.
   const int64_t head_floats = (head_dim + 2) + (head_dim + 2 + kTileHeads - 1) / kTileHeads + 3;
   const int64_t items = rows_max * q_heads * kListItemsMax;
-  const int64_t shares =
-      int64_t{2} * kBlocksPerSmMax * traits.sm_count * std::min<int64_t>(q_heads, kTileHeads);
-  return ArrivalsBytes(rows_max, q_heads) +
-         (std::max(items, shares) * head_floats * 4 + 255) / 256 * 256;
+  const int64_t ranges =
+      RangeSlots(int64_t{2} * traits.sm_count) * std::min<int64_t>(q_heads, kTileHeads);
+  return CountersBytes(rows_max, q_heads) +
+         (std::max(items, ranges) * head_floats * 4 + 255) / 256 * 256;
 }
 
 Status AttendDecodePaged(const AttendDecodeArgs& args, const DeviceTraits& traits,
@@ -99,15 +102,15 @@ Status AttendDecodePaged(const AttendDecodeArgs& args, const DeviceTraits& trait
     return InvalidArgument("AttendDecode: too little shared memory for this head_dim");
   }
   const int64_t units = int64_t{params.rows} * params.kv_heads * params.tiles;
-  int64_t slots = int64_t{2} * launch.blocks;
+  int64_t slots = RangeSlots(launch.blocks);
   if (deterministic) {
     params.list_items =
         std::clamp(launch.blocks / (params.kv_heads * params.tiles), 8, kListItemsMax);
     slots = units * kListItemsMax;
   }
-  const int64_t arrivals_bytes = ArrivalsBytes(params.rows, args.q.dim(1));
+  const int64_t counters_bytes = CountersBytes(params.rows, args.q.dim(1));
   const int64_t slot_bytes = 4 * DecodeSlotFloats(params.tile_heads, head_dim);
-  if (workspace.bytes < arrivals_bytes + slots * slot_bytes) {
+  if (workspace.bytes < counters_bytes + slots * slot_bytes) {
     return InvalidArgument("AttendDecode: the workspace is smaller than DecodeWorkspaceBytes");
   }
   if (!Aligned16(args.q) || !Aligned16(args.out) ||
@@ -115,10 +118,11 @@ Status AttendDecodePaged(const AttendDecodeArgs& args, const DeviceTraits& trait
       reinterpret_cast<uintptr_t>(workspace.data) % 16 != 0) {
     return InvalidArgument("AttendDecode: q, out, pool and workspace need 16-byte alignment");
   }
-  // The arrivals, zero between launches, lie at the end, where no number of rows puts partials.
+  // The counters, zero between launches, lie at the end, where no number of rows puts partials.
   params.partials = static_cast<float*>(workspace.data);
-  params.arrivals = reinterpret_cast<int32_t*>(static_cast<std::byte*>(workspace.data) +
-                                               workspace.bytes - arrivals_bytes);
+  auto* end = static_cast<std::byte*>(workspace.data) + workspace.bytes;
+  params.counters = reinterpret_cast<DecodeCounters*>(end) - 1;
+  params.arrivals = reinterpret_cast<int32_t*>(params.counters) - units;
   return args.pool.dtype == DType::kBF16 ? LaunchDecodeBf16(params, head_dim, launch, stream)
                                          : LaunchDecodeF16(params, head_dim, launch, stream);
 }

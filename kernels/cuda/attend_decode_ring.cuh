@@ -97,14 +97,16 @@ struct CopyAddresses final {
   const std::byte* from;
 };
 
-// By all lanes: `count` copies of `bytes` each, the i-th at where(i).
+// By all lanes: `count` copies of `bytes` each, the i-th at where(i). They are the first to leave
+// L2, where the partial results shall stay.
 template <typename Where>
 __device__ void CopyAll(int count, int bytes, const uint64_t& barrier, Where&& where) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
 #if LACUNA_DECODE_BULK_COPIES
   if (lane < count) {
     const auto [to, from] = where(lane);
-    BulkCopyToShared(to, from, static_cast<uint32_t>(bytes), SharedAddress(&barrier));
+    BulkCopyToShared(to, from, static_cast<uint32_t>(bytes), SharedAddress(&barrier),
+                     CreateEvictFirstPolicy());
   }
 #else
   for (int i = 0; i < count; ++i) {

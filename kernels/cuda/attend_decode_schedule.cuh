@@ -1,10 +1,14 @@
 // How the thread blocks of a decode launch divide the page lists among them, computed by every
 // block from the list lengths in device memory.
 //
-// All units laid end to end, each as long as its list in stages, are cut into equal shares, one per
-// block. By default a share is cut wherever it falls; a unit then has one part per block that its
-// stages touch. In deterministic mode a list is cut into items by its own length alone, and a block
-// takes the items that start in its share: bits do not depend on the other rows.
+// All units laid end to end, each as long as its list, form a line that is cut into equal ranges; a
+// unit has one part per range that it meets. Block i takes range i, and when there are more ranges
+// than blocks, then whichever is next.
+//  - By default the line is measured in stages and there are no more ranges than blocks. Parts
+//    depend on the batch. (Handing out a last quarter in short ranges was slower: a part costs more
+//    than what unequal multiprocessors lose.)
+//  - In deterministic mode a list is cut into items by its own length alone, the line is measured
+//    in items, and every range is an item: bits do not depend on the other rows.
 #pragma once
 
 #include <cstdint>
@@ -18,54 +22,76 @@ __device__ inline int EntryCount(const DecodeParams& p) { return p.rows * p.list
 __device__ inline int UnitsPerEntry(const DecodeParams& p) {
   return p.lists_per_row == 1 ? p.kv_heads * p.tiles : p.tiles;
 }
-__device__ inline int StagesOf(const DecodeParams& p, int64_t pages) {
-  const int per_stage = kStageTokens / p.page_tokens;
-  return pages <= 0 ? 0 : static_cast<int>((pages + per_stage - 1) / per_stage);
+__device__ inline int StagesOf(const DecodeParams& p, int pages) {
+  return p.page_tokens == kStageTokens ? pages : (pages + 3) / 4;
 }
-
 __device__ inline int TileHeads(const DecodeParams& p, int tile) {
   return min(p.tile_heads, p.group - tile * p.tile_heads);
 }
+__device__ inline int ItemStages(const DecodeParams& p, int stages) {
+  return max(kItemStagesMin, (stages + p.list_items - 1) / p.list_items);
+}
+// Of a list, on the line.
+__device__ inline int LengthOf(const DecodeParams& p, int pages) {
+  const int stages = StagesOf(p, pages);
+  if (p.list_items == 0) return stages;
+  const int item = ItemStages(p, stages);
+  return (stages + item - 1) / item;
+}
 
-// The stages [begin, end) of this block, of `total` that `blocks` blocks share.
-struct Share final {
-  int begin = 0;
-  int end = 0;
+// The cuts of the line.
+struct Ranges final {
   int total = 0;
-  int blocks = 0;
+  int share = 1;  // length of a range
+  int count = 0;
+  int firsts = 0;  // the ranges that blocks start with
 
-  __device__ static int Cut(int block, int total, int blocks) {
-    return static_cast<int>(static_cast<int64_t>(block) * total / blocks);
+  __device__ Ranges(const DecodeParams& p, int line, int blocks) : total(line) {
+    if (p.list_items == 0) share = max((total + blocks - 1) / blocks, kShareStagesMin);
+    count = (total + share - 1) / share;
+    firsts = min(count, blocks);
   }
-  // The block whose share holds `stage`.
-  __device__ int BlockOf(int stage) const {
-    return static_cast<int>(((static_cast<int64_t>(stage) + 1) * blocks - 1) / total);
-  }
+  __device__ int Begin(int range) const { return range * share; }
+  __device__ int End(int range) const { return min((range + 1) * share, total); }
+  // The range that holds position `at` of the line.
+  __device__ int Of(int at) const { return at / share; }
 };
 
-// Where to begin looking for the entry of a share: `first_entry` starts at `first_stage`.
-struct ScheduleStart final {
-  int entry = 0;
-  int stage = 0;
+struct Entry final {
+  int64_t begin;  // of its list, in `pages`
+  int pages;
+  int position;  // of the query
 };
+__device__ inline Entry ReadEntry(const DecodeParams& p, int entry) {
+  const int64_t begin = p.begins[entry];
+  return {begin, static_cast<int>(p.ends[entry] - begin), p.positions[entry / p.lists_per_row]};
+}
 
-// Shared memory of the scan.
+// Thread t has looked at the entries [t * run, (t + 1) * run), which start at begins[t] of the
+// line.
 struct ScheduleScratch final {
+  static constexpr int kThreadsMax = 32 * DecodeWarps(kTileHeads);
   int warp_sums[32];
-  int chunk_begins[32 * DecodeWarps(kTileHeads)];
+  int begins[kThreadsMax];
+  Entry entries[kThreadsMax];  // when run is 1
 };
 
-// By all threads of the block. Thread t sums a run of entries; the runs' first stages stay in
-// `scratch` for FindStart.
-__device__ inline Share ComputeShare(const DecodeParams& p, ScheduleScratch& scratch) {
+__device__ inline int EntryRun(const DecodeParams& p) {
   const int threads = static_cast<int>(blockDim.x);
+  return (EntryCount(p) + threads - 1) / threads;
+}
+
+// By all threads of the block, which it synchronises: fills `scratch`; returns the line's length.
+__device__ inline int MeasureLine(const DecodeParams& p, ScheduleScratch& scratch) {
   const int thread = static_cast<int>(threadIdx.x);
-  const int entries = EntryCount(p);
-  const int run = (entries + threads - 1) / threads;
+  const int run = EntryRun(p);
   int sum = 0;
   for (int i = 0; i < run; ++i) {
-    const int entry = thread * run + i;
-    if (entry < entries) sum += StagesOf(p, p.ends[entry] - p.begins[entry]);
+    const int index = thread * run + i;
+    if (index >= EntryCount(p)) break;
+    const Entry entry = ReadEntry(p, index);
+    if (run == 1) scratch.entries[thread] = entry;
+    sum += LengthOf(p, entry.pages);
   }
   sum *= UnitsPerEntry(p);
   int scan = sum;
@@ -77,132 +103,132 @@ __device__ inline Share ComputeShare(const DecodeParams& p, ScheduleScratch& scr
   __syncthreads();
   int before = 0;
   int total = 0;
-  for (int warp = 0; warp < threads / 32; ++warp) {
+  for (int warp = 0; warp < static_cast<int>(blockDim.x) / 32; ++warp) {
     const int warp_sum = scratch.warp_sums[warp];
     if (warp < thread / 32) before += warp_sum;
     total += warp_sum;
   }
-  scratch.chunk_begins[thread] = before + scan - sum;
+  scratch.begins[thread] = before + scan - sum;
   __syncthreads();
-
-  Share share;
-  share.total = total;
-  const int used = (total + p.block_stages_min - 1) / p.block_stages_min;
-  share.blocks = max(1, min(static_cast<int>(gridDim.x), used));
-  const int block = static_cast<int>(blockIdx.x);
-  if (block < share.blocks) {
-    share.begin = Share::Cut(block, total, share.blocks);
-    share.end = Share::Cut(block + 1, total, share.blocks);
-  }
-  return share;
+  return total;
 }
 
-// By one warp: the last run that starts at or before `stage`.
-__device__ inline ScheduleStart FindStart(const DecodeParams& p, const ScheduleScratch& scratch,
-                                          int stage) {
-  const int threads = static_cast<int>(blockDim.x);
+// By one warp: the last thread of MeasureLine whose entries start at or before `at`.
+__device__ inline int FindRun(const ScheduleScratch& scratch, int at) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   int found = 0;
-  for (int base = 0; base < threads; base += 32) {
-    const unsigned at = __ballot_sync(~0u, scratch.chunk_begins[base + lane] <= stage);
-    if (at != 0) found = base + 31 - __clz(static_cast<int>(at));
+  for (int base = 0; base < static_cast<int>(blockDim.x); base += 32) {
+    const unsigned before = __ballot_sync(~0u, scratch.begins[base + lane] <= at);
+    if (before == 0) break;
+    found = base + 31 - __clz(static_cast<int>(before));
   }
-  const int run = (EntryCount(p) + threads - 1) / threads;
-  return {found * run, scratch.chunk_begins[found]};
+  return found;
 }
 
 // What a block computes at a time: stages [begin, end) of one unit, one of `parts` partial results.
 struct Segment final {
-  int64_t list_begin = 0;  // of the unit's list, in `pages`
-  int list_pages = 0;
-  int row = 0;
-  int kv_head = 0;
-  int tile = 0;
-  int position = 0;
-  int begin = 0;
-  int end = 0;
-  int part = 0;
-  int parts = 1;
-  int slot_base = 0;  // see SlotOf
+  int64_t list_begin;  // of the unit's list, in `pages`
+  int list_pages;
+  int row;
+  int kv_head;
+  int tile;
+  int position;
+  int begin;
+  int end;
+  int part;
+  int parts;
+  int slot_base;  // see SlotOf
 };
 
-// The workspace slot of a part. When shares are cut anywhere a block has at most two partial units:
-// one that began in an earlier block (slot 2 * block) and one that goes on in a later block (part
-// 0, slot 2 * block + 1).
+// The workspace slot of a part. By default a range has at most two partial units: one that began in
+// an earlier range (slot 2 * range) and one that goes on in a later range (part 0, slot 2 * range +
+// 1).
 __device__ inline int SlotOf(const DecodeParams& p, int slot_base, int part) {
   if (p.list_items > 0) return slot_base + part;
   return slot_base + 2 * part + (part == 0 ? 1 : 0);
 }
 
-// By one warp: calls visit(segment) for the segments of a unit whose first stage is `unit_begin` of
-// all and which has `stages`.
-template <typename Visit>
-__device__ void VisitUnit(const DecodeParams& p, const Share& share, int unit_begin, int stages,
-                          Segment segment, Visit&& visit) {
-  const int from = max(share.begin - unit_begin, 0);
-  const int to = min(share.end - unit_begin, stages);
+// The segment of a unit, of length `length` from `unit_begin` on, in a range.
+__device__ inline void CutSegment(const DecodeParams& p, const Ranges& ranges, int range,
+                                  int unit_begin, int length, Segment* segment) {
+  const int from = max(ranges.Begin(range) - unit_begin, 0);
   if (p.list_items == 0) {
-    const int first_block = share.BlockOf(unit_begin);
-    segment.begin = from;
-    segment.end = to;
-    segment.parts = share.BlockOf(unit_begin + stages - 1) - first_block + 1;
-    segment.part = static_cast<int>(blockIdx.x) - first_block;
-    segment.slot_base = 2 * first_block;
-    visit(segment);
-    return;
-  }
-  const int item = max(kItemStagesMin, (stages + p.list_items - 1) / p.list_items);
-  segment.parts = (stages + item - 1) / item;
-  segment.slot_base =
-      ((segment.row * p.kv_heads + segment.kv_head) * p.tiles + segment.tile) * kListItemsMax;
-  for (segment.part = (from + item - 1) / item; segment.part * item < to; ++segment.part) {
-    segment.begin = segment.part * item;
-    segment.end = min(segment.begin + item, stages);
-    visit(segment);
+    const int first_range = ranges.Of(unit_begin);
+    segment->begin = from;
+    segment->end = min(ranges.End(range) - unit_begin, length);
+    segment->parts = ranges.Of(unit_begin + length - 1) - first_range + 1;
+    segment->part = range - first_range;
+    segment->slot_base = 2 * first_range;
+  } else {
+    const int stages = StagesOf(p, segment->list_pages);
+    const int item = ItemStages(p, stages);
+    segment->begin = from * item;
+    segment->end = min(segment->begin + item, stages);
+    segment->parts = length;
+    segment->part = from;
+    segment->slot_base =
+        ((segment->row * p.kv_heads + segment->kv_head) * p.tiles + segment->tile) * kListItemsMax;
   }
 }
 
-// By one warp: calls visit(segment) for every segment of the block's share, in order.
+// By one warp: calls visit(segment) for every segment of a range, in order.
 template <typename Visit>
-__device__ void VisitShare(const DecodeParams& p, const Share& share,
-                           const ScheduleScratch& scratch, Visit&& visit) {
-  if (share.begin >= share.end) return;
+__device__ void VisitRange(const DecodeParams& p, const ScheduleScratch& scratch,
+                           const Ranges& ranges, int range, Visit&& visit) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int entries = EntryCount(p);
   const int units = UnitsPerEntry(p);
-  const ScheduleStart start = FindStart(p, scratch, share.begin);
-  int entry_begin = start.stage;
-  int64_t lane_begin = 0;  // of the entry that this lane holds of the current 32
-  int lane_pages = 0;
-  int lane_position = 0;
-  for (int index = 0; entry_begin < share.end; ++index) {
+  const int run = EntryRun(p);
+  const int begin = ranges.Begin(range);
+  const int end = ranges.End(range);
+  const int found = FindRun(scratch, begin);
+  const int first_entry = found * run;
+  int entry_begin = scratch.begins[found];
+  Entry held{};  // by each lane, one of the current 32
+  for (int index = 0; entry_begin < end; ++index) {
     if (index % 32 == 0) {
-      const int mine = start.entry + index + lane;
-      lane_pages = 0;
-      if (mine < entries) {
-        lane_begin = p.begins[mine];
-        lane_pages = static_cast<int>(p.ends[mine] - lane_begin);
-        lane_position = p.positions[mine / p.lists_per_row];
-      }
+      const int mine = first_entry + index + lane;
+      held.pages = 0;
+      if (mine < EntryCount(p)) held = run == 1 ? scratch.entries[mine] : ReadEntry(p, mine);
     }
     Segment segment;
-    segment.list_pages = __shfl_sync(~0u, lane_pages, index % 32);
-    const int stages = StagesOf(p, segment.list_pages);
-    const int entry_end = entry_begin + stages * units;
-    if (entry_end > share.begin && stages > 0) {
-      const int entry = start.entry + index;
-      segment.list_begin = __shfl_sync(~0u, lane_begin, index % 32);
-      segment.position = __shfl_sync(~0u, lane_position, index % 32);
+    segment.list_pages = __shfl_sync(~0u, held.pages, index % 32);
+    const int length = LengthOf(p, segment.list_pages);
+    const int entry_end = entry_begin + length * units;
+    if (length > 0 && entry_end > begin) {
+      const int entry = first_entry + index;
+      segment.list_begin = __shfl_sync(~0u, held.begin, index % 32);
+      segment.position = __shfl_sync(~0u, held.position, index % 32);
       segment.row = entry / p.lists_per_row;
-      for (int unit = max(share.begin - entry_begin, 0) / stages;
-           unit < units && entry_begin + unit * stages < share.end; ++unit) {
-        const int head_and_tile = (entry % p.lists_per_row) * p.tiles + unit;
+      for (int unit = max(begin - entry_begin, 0) / length;
+           unit < units && entry_begin + unit * length < end; ++unit) {
+        const int head_and_tile = entry % p.lists_per_row * p.tiles + unit;
         segment.kv_head = head_and_tile / p.tiles;
         segment.tile = head_and_tile % p.tiles;
-        VisitUnit(p, share, entry_begin + unit * stages, stages, segment, visit);
+        CutSegment(p, ranges, range, entry_begin + unit * length, length, &segment);
+        visit(segment);
       }
     }
     entry_begin = entry_end;
+  }
+}
+
+// By one warp: the ranges of this block, one after the other.
+template <typename Visit>
+__device__ void VisitRanges(const DecodeParams& p, const ScheduleScratch& scratch,
+                            const Ranges& ranges, Visit&& visit) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  int range = static_cast<int>(blockIdx.x);
+  while (range < ranges.count) {
+    VisitRange(p, scratch, ranges, range, visit);
+    if (ranges.count == ranges.firsts) return;
+    if (lane == 0) range = ranges.firsts + atomicAdd(&p.counters->next, 1);
+    range = __shfl_sync(~0u, range, 0);
+  }
+  // The last block to come here leaves the counters as they were.
+  if (ranges.count == ranges.firsts || lane != 0) return;
+  if (atomicAdd(&p.counters->done, 1) == static_cast<int>(gridDim.x) - 1) {
+    p.counters->next = 0;
+    p.counters->done = 0;
   }
 }
 
