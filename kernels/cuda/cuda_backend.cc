@@ -37,17 +37,13 @@ class CudaBackend final : public Backend {
   }
 
   Status ReserveWorkspace(const WorkspaceLimits& limits) override {
-    const int64_t bytes =
-        std::max({PrefillWorkspaceBytes(traits(), limits.step_tokens, limits.sequences,
-                                        limits.q_heads, limits.context_tokens),
-                  DecodeWorkspaceBytes(traits(), limits.rows, limits.q_heads, limits.head_dim),
-                  SampleWorkspaceBytes(limits.logit_rows, limits.vocab)});
-    if (bytes <= workspace_.bytes()) return OkStatus();
-    Stream stream;
-    LACUNA_RETURN_IF_ERROR(device_->Synchronize(stream));  // the last op may still use the old one
-    workspace_ = Buffer();
-    LACUNA_ASSIGN_OR_RETURN(workspace_, device_->Allocate(bytes));
-    return OkStatus();
+    LACUNA_RETURN_IF_ERROR(
+        Reserve(std::max(PrefillWorkspaceBytes(traits(), limits.step_tokens, limits.sequences,
+                                               limits.q_heads, limits.context_tokens),
+                         SampleWorkspaceBytes(limits.logit_rows, limits.vocab)),
+                &workspace_));
+    return Reserve(DecodeWorkspaceBytes(traits(), limits.rows, limits.q_heads, limits.head_dim),
+                   &decode_workspace_);
   }
 
   Status Embed(const EmbedArgs& args, Stream& stream) override {
@@ -84,7 +80,9 @@ class CudaBackend final : public Backend {
   }
   Status AttendDecode(const AttendDecodeArgs& args, Stream& stream) override {
     LACUNA_RETURN_IF_ERROR(device_->Enter());
-    return cuda::AttendDecode(args, traits(), deterministic_, workspace(), device_->Native(stream));
+    return cuda::AttendDecode(args, traits(), deterministic_,
+                              {decode_workspace_.data(), decode_workspace_.bytes()},
+                              device_->Native(stream));
   }
   Status AttendPrefill(const AttendPrefillArgs& args, Stream& stream) override {
     LACUNA_RETURN_IF_ERROR(device_->Enter());
@@ -99,12 +97,21 @@ class CudaBackend final : public Backend {
  private:
   const DeviceTraits& traits() const { return device_->traits(); }
   Workspace workspace() const { return {workspace_.data(), workspace_.bytes()}; }
+  Status Reserve(int64_t bytes, Buffer* buffer) {
+    if (bytes <= buffer->bytes()) return OkStatus();
+    Stream stream;
+    LACUNA_RETURN_IF_ERROR(device_->Synchronize(stream));  // the last op may still use the old one
+    *buffer = Buffer();
+    LACUNA_ASSIGN_OR_RETURN(*buffer, device_->Allocate(bytes));
+    return OkStatus();
+  }
 
   DType precision_;
   bool deterministic_;
   std::unique_ptr<CudaDevice> device_;  // outlives what lies in its memory
   std::unique_ptr<Matmuls> matmuls_;
-  Buffer workspace_;  // of attention and sampling, which follow each other on the stream
+  Buffer workspace_;         // of prefill and sampling, which follow each other on the stream
+  Buffer decode_workspace_;  // its counters are zero between launches, so nothing else may use it
   std::string name_;
 };
 
