@@ -97,7 +97,7 @@ ConfigJson MergeRanks(const ConfigJson& heads, int32_t kv_head, TableReader& rea
   const AttentionShape& shape = reader.shape();
   std::vector<int64_t> ranks(static_cast<size_t>(shape.head_dim));
   for (int32_t i = 0; i < shape.group(); ++i) {
-    const ConfigJson& head = heads[static_cast<size_t>(kv_head * shape.group() + i)];
+    const ConfigJson& head = heads[static_cast<size_t>(int64_t{kv_head} * shape.group() + i)];
     const std::vector<int16_t> list = reader.ChannelList(head, key);
     for (size_t rank = 0; rank < list.size(); ++rank) {
       ranks[static_cast<size_t>(list[rank])] += static_cast<int64_t>(rank);

@@ -163,10 +163,10 @@ struct SparsePlan final {
   bool operator==(const SparsePlan&) const = default;
 
   const HeadPlan& head(int32_t layer, int32_t kv_head) const {
-    return heads[static_cast<size_t>(layer * shape.kv_heads + kv_head)];
+    return heads[static_cast<size_t>(int64_t{layer} * shape.kv_heads + kv_head)];
   }
   const PrefillHead& prefill_head(int32_t layer, int32_t q_head) const {
-    return prefill_heads[static_cast<size_t>(layer * shape.q_heads + q_head)];
+    return prefill_heads[static_cast<size_t>(int64_t{layer} * shape.q_heads + q_head)];
   }
 };
 

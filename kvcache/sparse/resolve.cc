@@ -163,7 +163,7 @@ class Resolver final {
   }
 
   void FillHeads() {
-    const size_t count = static_cast<size_t>(plan_.shape.layers * plan_.shape.kv_heads);
+    const size_t count = static_cast<size_t>(int64_t{plan_.shape.layers} * plan_.shape.kv_heads);
     plan_.heads.resize(count);
     const HeadsKind kind = KindOf<HeadsKind>(kHeadsChoices, p_.who.heads);
     std::vector<size_t> order(count);
@@ -327,8 +327,8 @@ class Resolver final {
       standard.pattern = {PatternKind::kVerticalSlash, static_cast<int32_t>(select.vertical_tokens),
                           static_cast<int32_t>(select.slash_tokens)};
     }
-    plan_.prefill_heads.assign(static_cast<size_t>(plan_.shape.layers * plan_.shape.q_heads),
-                               standard);
+    plan_.prefill_heads.assign(
+        static_cast<size_t>(int64_t{plan_.shape.layers} * plan_.shape.q_heads), standard);
     for (size_t i = 0; i < plan_.prefill_heads.size(); ++i) {
       PrefillHead& head = plan_.prefill_heads[i];
       if (select.p_from == "artefact") head.p = artefacts_.prefill_p[i];
