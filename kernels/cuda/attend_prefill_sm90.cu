@@ -45,9 +45,9 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 __global__ void ClearCounter(int32_t* counter) {
+  LetNextStart();
   WaitForPrevious();
   *counter = 0;
-  LetNextStart();
 }
 
 // ---- host ----
