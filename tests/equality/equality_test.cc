@@ -299,6 +299,27 @@ TEST_P(EqualityTest, ASeparateDeviceGivesTheTokensOfTheCpu) {
   EXPECT_EQ(AskAll(asks), split);
 }
 
+TEST(AssembleTest, SaysInOneLineWhatDoesNotFit) {
+  const SteadyClock clock;
+  const auto folder = Folder::Open("tests/data/golden/llama");
+  ASSERT_TRUE(folder.ok());
+  const auto load = [&](kernels::Backend& backend) { return LoadModel(**folder, backend); };
+  const auto error = [&](int64_t pool_bytes, double share) {
+    AssemblyOptions options;
+    options.engine.running_max = 2;
+    options.engine.step_tokens_max = 64;
+    options.kv.pool_bytes = pool_bytes;
+    options.kv.memory_share = share;
+    return Assemble(kernels::MakeSplitBackend({.threads = 1}), load, options, clock).status();
+  };
+  EXPECT_TRUE(error(0, 0.5).ok());
+  EXPECT_EQ(error(100, 0.5).code(), StatusCode::kExhausted);
+  EXPECT_EQ(error(100, 0.5).message(),
+            "KV cache: one page of each KV group takes 49152 bytes, 100 are left for them; raise "
+            "kv.pool_bytes");
+  EXPECT_NE(error(0, 1e-9).message().find("raise kv.memory_share"), std::string::npos);
+}
+
 INSTANTIATE_TEST_SUITE_P(Models, EqualityTest,
                          testing::Combine(testing::Values("llama", "qwen3", "mistral", "gemma2",
                                                           "gemma3_text", "recall-12m"),
