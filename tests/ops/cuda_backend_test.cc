@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "kernels/make_backend.h"
-#include "tests/ops/op_test.h"
+#include "tests/ops/attention_fixture.h"
 
 namespace lacuna::kernels {
 namespace {
@@ -126,6 +126,62 @@ TEST_F(CudaBackendTest, GraphEqualsEager) {
     ASSERT_EQ((*graph)->Launch(stream_), OkStatus());
     for (int64_t row = 0; row < kRows; ++row) {
       EXPECT_EQ(product.RowBytes(row), eager[static_cast<size_t>(row)]) << "row " << row;
+    }
+  }
+}
+
+// Ops share scratch memory: what one leaves there must not be seen by the next.
+TEST_F(CudaBackendTest, OpsLeaveEachOthersScratchAlone) {
+  AttentionSpec spec;
+  spec.which = {"cuda", DType::kBF16, true};
+  AttentionWorld world(MakeTestBackend(spec.which).value(), spec, {5000, 40, 900}, 3);
+  TestTensor q = world.MakeTensor(spec.dtype(), 3, spec.q_heads * spec.head_dim);
+  world.FillRandom(&q, 4.0f);
+  ListBuilder lists;
+  std::vector<int32_t> positions;
+  for (int row = 0; row < 3; ++row) {
+    world.AddAllPages(&lists, row);
+    lists.Close();
+    positions.push_back(world.tokens(row) - 1);
+  }
+  DeviceLists device_lists(backend(), lists);
+  TestArray<int32_t> device_positions(backend(), positions);
+  const auto decode = [&] {
+    TestTensor out = world.MakeTensor(spec.dtype(), 3, spec.q_heads * spec.head_dim);
+    AttendDecodeArgs args{};
+    args.q = q.view3(spec.q_heads);
+    args.pool = world.pool();
+    args.positions = TensorView(device_positions.device(), DType::kI32, {3});
+    args.lists = device_lists.view();
+    args.params = world.params();
+    args.out = out.view3(spec.q_heads);
+    EXPECT_EQ(AttendDecode(backend(), args, stream_), OkStatus());
+    EXPECT_EQ(device().Synchronize(stream_), OkStatus());
+    return out;
+  };
+  const TestTensor before = decode();
+  constexpr int64_t kRows = 64;
+  constexpr int64_t kVocab = 1 << 17;
+  std::mt19937 random(3);
+  TestTensor logits(place(), DType::kF32, kRows, kVocab);
+  logits.Fill(random);
+  SampleRow row;
+  row.temperature = 1.0f;
+  row.top_p = 0.9f;
+  TestArray<SampleRow> rows(backend(), std::vector<SampleRow>(kRows, row));
+  TestMemory results(backend(), kRows * sizeof(SampleResult), 0);
+  TestArray<int32_t> tokens(backend(), std::vector<int32_t>(kRows));
+  for (int round = 0; round < 2; ++round) {
+    ASSERT_EQ(Sample(backend(),
+                     {.logits = logits.view(),
+                      .rows = rows.device(),
+                      .results = reinterpret_cast<SampleResult*>(results.device()),
+                      .tokens = tokens.device()},
+                     stream_),
+              OkStatus());
+    const TestTensor after = decode();
+    for (int64_t i = 0; i < 3 * q.dim(); ++i) {
+      ASSERT_NEAR(after.at(i / q.dim(), i % q.dim()), before.at(i / q.dim(), i % q.dim()), 8e-3);
     }
   }
 }
