@@ -30,7 +30,7 @@ struct PlanRows final {
 // The plan and its current batch, in shared memory. `words` begins with one word per tile: tile <<
 // 8 | groups seen by rows 64..127 << 4 | by rows 0..63. Page ids follow: a page of 64 has one per
 // tile, pages of 16 have four; -1 where there is none.
-struct PlanStorage final {
+struct alignas(16) PlanStorage final {
   static constexpr int kWords = 220;
   int32_t words[kWords];
   int32_t warp_counts[8];
@@ -69,17 +69,16 @@ class PrefillPlan final {
   }
 
   __device__ int Meta(int index) const { return storage_->words[index]; }
-  // The page of a tile, or the page of one of its groups of 16 keys.
-  template <bool kSinglePage>
-  __device__ int Page(int index, int group) const {
-    return kSinglePage ? storage_->words[kSingle + index]
-                       : storage_->words[kMulti + index * kGroups + group];
+  // The page of a tile when pages have 64 tokens; of its groups of 16 keys otherwise.
+  __device__ int Page(int index) const { return storage_->words[kSingle + index]; }
+  __device__ int4 Pages(int index) const {
+    return *reinterpret_cast<const int4*>(&storage_->words[kMulti + index * kGroups]);
   }
   __device__ bool single() const { return single_; }
 
  private:
   static constexpr int kSingle = PlanStorage::kWords / 2;
-  static constexpr int kMulti = PlanStorage::kWords / (1 + kGroups);
+  static constexpr int kMulti = PlanStorage::kWords / (1 + kGroups) / kGroups * kGroups;
 
   __device__ int NextBatch() {
     const int thread = static_cast<int>(threadIdx.x);
