@@ -144,6 +144,7 @@ Result<Assembly> Assemble(std::unique_ptr<kernels::Backend> backend, const Model
   parts.context_tokens_max = info.context_tokens_max;
   parts.eos = info.eos;
   parts.logit_rows_max = limits.logit_rows_max;
+  parts.replays_output = options.engine.deterministic && !assembly.backend->decode_equals_prefill();
   parts.clock = &clock;
   LACUNA_ASSIGN_OR_RETURN(assembly.engine, Engine::Create(options.engine, std::move(parts)));
   return assembly;

@@ -56,6 +56,9 @@ struct EngineParts final {
   int64_t context_tokens_max = 0;
   std::vector<TokenId> eos;
   int64_t logit_rows_max = 0;  // rows of logits that one Run can give; 0: no limit
+  // Deterministic on a device whose decode and prefill give different bits: a token is computed
+  // again (after preemption) the way it was computed first, and only pages of prompts are shared.
+  bool replays_output = false;
   const Clock* clock = nullptr;
 };
 

@@ -16,7 +16,7 @@ struct EngineConfig final {
   int64_t queue_tokens_max = 8 << 20;  // prompt tokens of waiting requests
   int64_t context_tokens_max = 0;      // 0: the model's
   bool cuda_graphs = true;
-  int64_t events_max = 256;            // unread events of one request before it is failed
+  int64_t events_max = 256;  // unread events of one request before it is failed
 };
 
 inline const std::vector<Field<EngineConfig>>& EngineFields() {

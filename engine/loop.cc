@@ -15,7 +15,8 @@ Engine::Loop::Loop(const EngineConfig& config, EngineParts parts,
       cache_(std::move(cache)),
       scheduler_({.step_tokens_max = config.step_tokens_max,
                   .running_max = config.running_max,
-                  .logit_rows_max = parts_.logit_rows_max},
+                  .logit_rows_max = parts_.logit_rows_max,
+                  .replays_output = parts_.replays_output},
                  *cache_) {
   if (config_.context_tokens_max > 0) {
     context_tokens_max_ = std::min(context_tokens_max_, config_.context_tokens_max);

@@ -140,7 +140,7 @@ void Engine::Loop::FillBatch(const StepPlan& plan) {
                                                          static_cast<size_t>(run.tokens)),
          .sampled_row = pending ? s.last_row : -1,
          .first_position = static_cast<int32_t>(begin),
-         .decode = s.decodes(),
+         .decode = scheduler_.RunsAsDecode(s, begin, run.tokens),
          .pages = {spans, groups},
          .logits_from = rows > 0 ? static_cast<int32_t>(run.tokens - rows) : -1});
     AddRows(s, end - rows, end);
@@ -214,7 +214,8 @@ void Engine::Loop::LandRun(const Flight::Run& run, std::span<const SampleResult>
   Sequence& sequence = *run.sequence;
   const int64_t end = sequence.kv.computed_tokens + run.tokens;
   sequence.in_flight_tokens -= run.tokens;
-  cache_->Advance(sequence.kv, sequence.tokens, end);
+  cache_->Advance(sequence.kv, sequence.tokens, end,
+                  parts_.replays_output ? sequence.prompt_tokens : end);
   int64_t position = end - static_cast<int64_t>(run.rows);
   for (const SampleResult& result : results.subspan(run.first_row, run.rows)) {
     if (position + 1 < sequence.prompt_tokens) {

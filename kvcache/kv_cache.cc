@@ -163,8 +163,9 @@ PageRef KvCache::TakePage(Store& store) {
   return store.pool.Take();
 }
 
-void KvCache::PublishFullPages(SequenceKv& kv, std::span<const TokenId> tokens) {
-  const int64_t full = kv.computed_tokens / page_tokens();
+void KvCache::PublishFullPages(SequenceKv& kv, std::span<const TokenId> tokens, int64_t end) {
+  const int64_t full = std::min(kv.computed_tokens, end) / page_tokens();
+  if (full <= kv.published_pages) return;
   ExtendHashes(kv, tokens, full);
   for (int64_t p = kv.published_pages; p < full; ++p) {
     for (size_t g = 0; g < stores_.size(); ++g) {
@@ -182,10 +183,11 @@ void KvCache::PublishFullPages(SequenceKv& kv, std::span<const TokenId> tokens) 
   kv.published_pages = full;
 }
 
-void KvCache::Advance(SequenceKv& kv, std::span<const TokenId> tokens, int64_t computed) {
+void KvCache::Advance(SequenceKv& kv, std::span<const TokenId> tokens, int64_t computed,
+                      int64_t publish_end) {
   LACUNA_CHECK(computed >= kv.computed_tokens && computed <= static_cast<int64_t>(tokens.size()));
   kv.computed_tokens = computed;
-  if (reuses_prefixes_) PublishFullPages(kv, tokens);
+  if (reuses_prefixes_) PublishFullPages(kv, tokens, publish_end);
   for (int g = 0; g < groups(); ++g) {
     if (group(g).full()) continue;
     // The next query sees keys from computed + 1 - window on.

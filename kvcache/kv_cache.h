@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <span>
 #include <vector>
@@ -74,7 +75,9 @@ class KvCache final {
   // Releases `preempted`, then gives every claim its pages. An error changes nothing.
   Status Commit(std::span<SequenceKv* const> preempted, std::span<const PageClaim> claims);
   // The first `computed` of `tokens` now have their K and V: publishes, drops what windows left.
-  void Advance(SequenceKv& kv, std::span<const TokenId> tokens, int64_t computed);
+  // Full pages of the first publish_end tokens become prefixes that others may find.
+  void Advance(SequenceKv& kv, std::span<const TokenId> tokens, int64_t computed,
+               int64_t publish_end = std::numeric_limits<int64_t>::max());
   void Release(SequenceKv& kv);
 
   const PoolCounts& counts(int group) const {
@@ -98,7 +101,7 @@ class KvCache final {
   Status CheckTable(int group, const SequenceKv& kv) const;
   PageRef TakePage(Store& store);
   void ExtendHashes(SequenceKv& kv, std::span<const TokenId> tokens, int64_t pages) const;
-  void PublishFullPages(SequenceKv& kv, std::span<const TokenId> tokens);
+  void PublishFullPages(SequenceKv& kv, std::span<const TokenId> tokens, int64_t end);
 
   KvCacheOptions options_;
   bool reuses_prefixes_ = false;

@@ -116,6 +116,9 @@ class Scheduler::Planner final {
   // Under the budgets of tokens and rows.
   int64_t TokensWanted(const ScheduledSequence& s, int64_t begin, int64_t left) const {
     const int64_t rows_end = std::max(begin, s.first_logits_position()) + rows_left_;
+    if (scheduler_.limits_.replays_output) {
+      left = std::min(left, std::max<int64_t>(1, s.prompt_tokens - begin));
+    }
     return std::min({left, tokens_left_, rows_end - begin});
   }
 
@@ -190,7 +193,9 @@ class Scheduler::Planner final {
       PlannedRun run{.sequence = head, .admit = true, .hit = {}};
       run.hit.pages.resize(static_cast<size_t>(cache_.groups()));
       if (head->reuse_prefix) {
-        run.hit = cache_.Lookup(head->kv, head->tokens, head->known_tokens() - 1);
+        int64_t limit = head->known_tokens() - 1;
+        if (scheduler_.limits_.replays_output) limit = std::min(limit, head->prompt_tokens);
+        run.hit = cache_.Lookup(head->kv, head->tokens, limit);
       }
       if (!TryAdmit(run, alone, promised)) {
         if (alone) plan_.stuck = head;

@@ -24,6 +24,9 @@ struct SchedulerLimits final {
   int64_t step_tokens_max = 2048;
   int64_t running_max = 64;
   int64_t logit_rows_max = 0;  // of one step; 0: no limit
+  // Tokens behind the prompt are computed one a step, also when a preempted sequence computes them
+  // again, and only prompts are looked up in the cache: see EngineParts.
+  bool replays_output = false;
 };
 
 class Scheduler final {
@@ -45,6 +48,11 @@ class Scheduler final {
   StepPlan Plan(kvcache::Ledger ledger) const;
 
   bool running(ScheduledSequence& sequence) const;
+  // Of tokens [begin, begin + tokens), as planned: a decode row, not a chunk of a prompt.
+  bool RunsAsDecode(const ScheduledSequence& sequence, int64_t begin, int64_t tokens) const {
+    return sequence.decodes() ||
+           (limits_.replays_output && tokens == 1 && begin >= sequence.prompt_tokens);
+  }
   int64_t running_count() const { return static_cast<int64_t>(running_.size()); }
   int64_t waiting_count() const { return static_cast<int64_t>(waiting_.size()); }
   bool empty() const { return running_.empty() && waiting_.empty(); }

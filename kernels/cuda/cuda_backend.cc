@@ -24,6 +24,7 @@ class CudaBackend final : public Backend {
   Device& device() override { return *device_; }
   std::string_view name() const override { return name_; }
   DType act_dtype() const override { return precision_; }
+  bool decode_equals_prefill() const override { return precision_ == DType::kF32; }
   int threads() const override { return 1; }
 
   Result<std::unique_ptr<PreparedMatrix>> PrepareMatrix(const TensorView& weight) override {

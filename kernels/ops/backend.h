@@ -43,6 +43,9 @@ class Backend {
   virtual Device& device() = 0;
   virtual std::string_view name() const = 0;  // "cpu-avx512_bf16"
   virtual DType act_dtype() const = 0;        // bf16, or f32 in verification mode; also that of KV
+  // Whether AttendDecode gives the bits that AttendPrefill gives for the same query. Where it does
+  // not, a deterministic engine computes a generated token again the way it was computed first.
+  virtual bool decode_equals_prefill() const = 0;
   virtual int threads() const = 0;
 
   // weight: [out, in] f32 | bf16 | f16 in host memory, which may go away afterwards.

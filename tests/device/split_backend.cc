@@ -208,6 +208,7 @@ class Split final : public SplitBackend {
   Device& device() override { return device_; }
   std::string_view name() const override { return "split"; }
   DType act_dtype() const override { return cpu_->act_dtype(); }
+  bool decode_equals_prefill() const override { return false; }  // so that replays are tested
   int threads() const override { return cpu_->threads(); }
 
   Result<std::unique_ptr<PreparedMatrix>> PrepareMatrix(const TensorView& weight) override {

@@ -95,6 +95,21 @@ TEST(KvCacheTest, PrefixesAreFoundPageByPageInTheirScopeOnly) {
   EXPECT_EQ(cache->counts(0).cached, 3);
 }
 
+TEST(KvCacheTest, PagesBehindThePublishedEndStayPrivate) {
+  auto cache = MakeCache({KvGroup{}}, {8});
+  const std::vector<TokenId> tokens = Tokens(14);
+  SequenceKv first = cache->MakeSequence(CacheScope{1});
+  ASSERT_TRUE(cache->Commit({}, std::vector<PageClaim>{{&first, nullptr, 14}}).ok());
+  cache->Advance(first, tokens, 10, 6);  // a page and a half
+  EXPECT_EQ(first.published_pages, 1);
+  cache->Advance(first, tokens, 14, 6);
+  EXPECT_EQ(first.published_pages, 1);
+  SequenceKv second = cache->MakeSequence(CacheScope{1});
+  EXPECT_EQ(cache->Lookup(second, tokens, 14).tokens, 4);
+  cache->Release(first);
+  EXPECT_EQ(cache->counts(0).cached, 1);
+}
+
 TEST(KvCacheTest, EqualPagesComputedAtTheSameTimeBecomeOne) {
   auto cache = MakeCache({KvGroup{}}, {8});
   const std::vector<TokenId> tokens = Tokens(8);

@@ -113,6 +113,36 @@ TEST(SchedulerTest, AdmitsByPriorityThenArrivalUnderBothLimits) {
   }
 }
 
+TEST(SchedulerTest, OutputIsReplayedOneTokenAStep) {
+  Yard yard({.step_tokens_max = 8, .running_max = 4, .replays_output = true}, 64);
+  ScheduledSequence& s = yard.Add(13);
+  s.prompt_tokens = 10;  // and three that were generated before it was preempted
+  EXPECT_EQ(yard.Step(), "1:8+");
+  EXPECT_FALSE(yard.scheduler().RunsAsDecode(s, 9, 1));  // a token of the prompt
+  EXPECT_EQ(yard.Step(), "1:2");
+  for (int i = 0; i < 3; ++i) {
+    const StepPlan plan = yard.Plan();
+    ASSERT_EQ(plan.runs.size(), 1u);
+    EXPECT_TRUE(yard.scheduler().RunsAsDecode(s, s.launched_tokens(), plan.runs[0].tokens));
+    EXPECT_EQ(yard.Step(), "1:1");
+  }
+  EXPECT_EQ(s.known_tokens(), 14);  // the replay has ended: it goes on
+}
+
+TEST(SchedulerTest, ReplayedOutputFindsOnlyPrompts) {
+  for (const bool replays : {false, true}) {
+    Yard yard({.step_tokens_max = 64, .running_max = 4, .replays_output = replays}, 64);
+    ScheduledSequence& first = yard.Add(13);
+    yard.Step();
+    ScheduledSequence& second = yard.Add(13);
+    second.tokens = first.tokens;
+    second.prompt_tokens = 6;  // pages hold four tokens
+    const StepPlan plan = yard.Plan();
+    ASSERT_EQ(plan.runs.size(), 2u);
+    EXPECT_EQ(plan.runs[1].hit.tokens, replays ? 4 : 12);
+  }
+}
+
 TEST(SchedulerTest, APlanChangesNothing) {
   Yard yard({.step_tokens_max = 8, .running_max = 4}, 16);
   yard.Add(20);
