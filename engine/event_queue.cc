@@ -35,7 +35,7 @@ bool EventQueue::Push(Event event) {
   LACUNA_CHECK(!terminated_ && !IsTerminal(event));
   if (abandoned_) return true;
   if (events_.size() >= events_max_) return false;
-  Append(std::move(event));
+  events_.push_back(std::move(event));
   return true;
 }
 
@@ -43,12 +43,12 @@ void EventQueue::PushTerminal(Event event) {
   const std::lock_guard lock(mutex_);
   LACUNA_CHECK(!terminated_ && IsTerminal(event));
   terminated_ = true;
-  if (!abandoned_) Append(std::move(event));
+  if (!abandoned_) events_.push_back(std::move(event));
 }
 
-void EventQueue::Append(Event event) {
-  events_.push_back(std::move(event));
-  if (events_.size() > 1) return;  // the consumer was told already
+void EventQueue::Wake() {
+  const std::lock_guard lock(mutex_);
+  if (events_.empty()) return;
   if (fd_ >= 0) Raise(fd_);
   ready_.notify_one();
 }

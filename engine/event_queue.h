@@ -26,10 +26,13 @@ class EventQueue final {
   EventQueue(const EventQueue&) = delete;
   EventQueue& operator=(const EventQueue&) = delete;
 
-  // Engine. False, and the event is lost, when events_max events wait unread.
+  // Engine. False, and the event is lost, when events_max events wait unread. The consumer hears of
+  // events when Wake is called, so that the engine chooses the moment when others get its core.
   bool Push(Event event);
   // Engine, exactly once and last.
   void PushTerminal(Event event);
+  // Engine, some time after each Push.
+  void Wake();
 
   // Consumer.
   std::optional<Event> Poll();
@@ -39,7 +42,6 @@ class EventQueue final {
   void Abandon();  // nobody will read: cancels and drops what comes
 
  private:
-  void Append(Event event);
   std::optional<Event> PopLocked();
 
   const RequestId id_;

@@ -111,6 +111,7 @@ void Engine::Loop::Stop() {
   TakeMessages();
   FailAll({StatusCode::kUnavailable, "the server is stopping"});
   EndStep();
+  WakeReaders();
 }
 
 bool Engine::Loop::StepOnce() {
@@ -124,6 +125,7 @@ bool Engine::Loop::StepOnce() {
   }
   if (!flights_.empty()) LandStep();
   if (worked || !ended_.empty()) EndStep();
+  if (flights_max > 1 || scheduler_.empty()) WakeReaders();  // else once the next step is planned
   return worked;
 }
 
@@ -221,7 +223,12 @@ void Engine::Loop::EndStep() {
   for (auto& [events, terminal] : std::exchange(ended_, {})) {
     --live_;
     events->PushTerminal(std::move(terminal));
+    unread_.push_back(std::move(events));
   }
+}
+
+void Engine::Loop::WakeReaders() {
+  for (const auto& events : std::exchange(unread_, {})) events->Wake();
 }
 
 void Engine::Loop::CountWaiting(const Sequence& sequence, int sign) {

@@ -95,6 +95,8 @@ class Engine::Loop final {
   // Gives back its pages and takes it out; the terminal event is told at the step border.
   void Retire(Sequence& sequence, Event terminal);
   void EndStep();
+  // Tells the readers of the events pushed since the last call.
+  void WakeReaders();
   void CountWaiting(const Sequence& sequence, int sign);
   Status CheckPages() const;
 
@@ -110,9 +112,10 @@ class Engine::Loop final {
   std::set<std::pair<TimePoint, RequestId>> deadlines_;
   std::vector<std::pair<std::shared_ptr<EventQueue>, Event>> ended_;  // terminal events to tell
 
-  std::deque<Flight> flights_;     // in the order of their launch; two at most
-  TimePoint landed_;               // when the last one did
-  bool landed_with_work_ = false;  // and whether there was more to do
+  std::vector<std::shared_ptr<EventQueue>> unread_;  // queues pushed to, not yet woken
+  std::deque<Flight> flights_;                       // in the order of their launch; two at most
+  TimePoint landed_;                                 // when the last one did
+  bool landed_with_work_ = false;                    // and whether there was more to do
   StepBatch batch_;
   std::vector<kvcache::PageSpan> spans_;  // [sequences, groups] of the batch
 

@@ -54,6 +54,7 @@ bool Engine::Loop::LaunchStep() {
   const TimePoint begin = Now();
   const StepPlan plan = scheduler_.Plan(cache_->MakeLedger());
   stats_.plan_seconds.Observe(Seconds(Now() - begin));
+  WakeReaders();  // not before: on a small machine they would take the planner's core
   if (!flights_.empty() && !CanRunAhead(plan)) return false;
   if (plan.stuck != nullptr) {
     Fail(AsSequence(*plan.stuck), Exhausted("the KV cache has no room for this request"));
@@ -240,6 +241,7 @@ bool Engine::Loop::GatherPromptLogprobs(Sequence& sequence, int64_t position,
 }
 
 bool Engine::Loop::Tell(Sequence& sequence, Event event) {
+  unread_.push_back(sequence.events);
   if (sequence.events->Push(std::move(event))) return true;
   Fail(sequence, Exhausted("the client reads too slowly: its unread events are too many"));
   return false;

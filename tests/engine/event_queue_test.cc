@@ -40,6 +40,8 @@ TEST(EventQueueTest, TheFdIsReadableExactlyWhileEventsAreReady) {
   queue.Poll();
   EXPECT_FALSE(Readable(fd));
   queue.Push(TokenEvent{3, {}});
+  EXPECT_FALSE(Readable(fd));  // the engine says when
+  queue.Wake();
   EXPECT_TRUE(Readable(fd));
 }
 
@@ -87,8 +89,10 @@ TEST(EventQueueTest, EventsArriveInOrderAcrossThreads) {
   std::thread producer([&] {
     for (int i = 0; i < kEvents; ++i) {
       while (!queue.Push(TokenEvent{i, {}})) std::this_thread::yield();
+      queue.Wake();
     }
     queue.PushTerminal(FinishedEvent{});
+    queue.Wake();
   });
   int next = 0;
   for (bool ended = false; !ended;) {
