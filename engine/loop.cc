@@ -228,7 +228,8 @@ void Engine::Loop::EndStep() {
 }
 
 void Engine::Loop::WakeReaders() {
-  for (const auto& events : std::exchange(unread_, {})) events->Wake();
+  for (const auto& events : unread_) events->Wake();
+  unread_.clear();
 }
 
 void Engine::Loop::CountWaiting(const Sequence& sequence, int sign) {

@@ -69,27 +69,6 @@ struct Pool final {
   }
 };
 
-// Times replays of a graph of `launches` calls; per launch.
-Timing TimeGraph(const std::function<void(cudaStream_t, int)>& run, int launches,
-                 cudaStream_t stream) {
-  for (int i = 0; i < 2; ++i) run(stream, i);
-  Check(cudaStreamSynchronize(stream), "warm-up");
-  Check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
-  for (int i = 0; i < launches; ++i) run(stream, i);
-  cudaGraph_t graph = nullptr;
-  Check(cudaStreamEndCapture(stream, &graph), "capture");
-  cudaGraphExec_t exec = nullptr;
-  Check(cudaGraphInstantiate(&exec, graph, 0), "instantiate");
-  Timing timing =
-      TimeRuns([&](cudaStream_t s) { Check(cudaGraphLaunch(exec, s), "launch"); }, stream, 21, 3);
-  cudaGraphExecDestroy(exec);
-  cudaGraphDestroy(graph);
-  timing.median_ms /= launches;
-  timing.low_ms /= launches;
-  timing.high_ms /= launches;
-  return timing;
-}
-
 // One launch between two events, L2 overwritten before.
 double TimeAlone(const std::function<void(cudaStream_t, int)>& run, const Pool& pool) {
   cudaEvent_t begin = nullptr;
@@ -140,7 +119,7 @@ void RunTable(const Pool& pool, CublasLt& cublas, bool quick) {
       if (quick && m != 1 && m != 8 && m != 512 && m != 2048) continue;
       const Shape shape{m, n, k};
       const auto time = [&](const char* name, const std::function<void(cudaStream_t, int)>& run) {
-        PrintLine(name, shape, TimeGraph(run, m > 64 ? 8 : Launches(shape), pool.stream),
+        PrintLine(name, shape, TimeInGraph(run, m > 64 ? 8 : Launches(shape), pool.stream),
                   TimeAlone(run, pool));
       };
       if (!quick)
@@ -232,7 +211,7 @@ class Step final {
 
 void RunStep(const Pool& pool, int64_t m, const SkinnyTuning& tuning, CublasLt* cublas = nullptr) {
   Step step(pool, m, tuning, cublas);
-  const Timing timing = TimeGraph([&](cudaStream_t s, int) { step.Run(s); }, 1, pool.stream);
+  const Timing timing = TimeInGraph([&](cudaStream_t s, int) { step.Run(s); }, 1, pool.stream);
   std::printf("step %-8s m %2ld: %.3f ms (%.3f-%.3f), %.1f %% of 4.2 TB/s",
               cublas ? "cublaslt" : "ours", m, timing.median_ms, timing.low_ms, timing.high_ms,
               100.0 * step.bytes() / kCopyRate / (timing.median_ms / 1e3));
@@ -263,7 +242,7 @@ void RunTune(const Pool& pool) {
       const auto run = [&](cudaStream_t s, int i) {
         Check(SkinnyMatmul(pool.Task(shape, i), pool.traits.sm_count, false, tuning, s));
       };
-      const Timing timing = TimeGraph(run, Launches(shape), pool.stream);
+      const Timing timing = TimeInGraph(run, Launches(shape), pool.stream);
       std::printf("  %.2f", static_cast<double>(shape.bytes()) / timing.median_ms / 1e9);
     }
     std::printf("\n");
