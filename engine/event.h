@@ -36,11 +36,25 @@ enum class FinishReason {
   kCancelled,
 };
 
+// What sparse attention read and, where it was audited, what that cost. Of requests with a plan.
+struct SparseUsage final {
+  int64_t dense_steps = 0, sparse_steps = 0;         // decode steps; dense: too short to select
+  int64_t pages_considered = 0, pages_selected = 0;  // over sparse steps, layers and kv heads
+  int64_t prefill_blocks_considered = 0, prefill_blocks_selected = 0;  // 64 x 64, sparse layers
+  double estimated_mass = 0;  // mean, as far as the method's own scores tell; 0: they cannot
+  int64_t audited_steps = 0;
+  static constexpr int kLayerGroups = 3;    // the first, middle and last third of the layers
+  double captured_mass[kLayerGroups] = {};  // means over audited steps
+  double output_error[kLayerGroups] = {};   // relative, likewise
+  int32_t budget_widened = 0;               // times that the mass floor made the budget grow
+};
+
 struct Usage final {
   int64_t prompt_tokens = 0;
   int64_t cached_tokens = 0;  // prompt tokens served from the prefix cache
   int64_t completion_tokens = 0;
   int32_t preemptions = 0;
+  SparseUsage sparse;
 };
 
 struct Timing final {

@@ -12,12 +12,16 @@
 
 #include "kernels/core/checked_math.h"
 #include "kernels/cpu/append_kv.h"
+#include "kernels/cpu/append_metadata.h"
 #include "kernels/cpu/attention.h"
+#include "kernels/cpu/correct.h"
 #include "kernels/cpu/cpu_device.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/matmul.h"
 #include "kernels/cpu/row_ops.h"
 #include "kernels/cpu/sample.h"
+#include "kernels/cpu/select_keys.h"
+#include "kernels/cpu/select_ranges.h"
 #include "kernels/cpu/thread_pool.h"
 
 namespace lacuna::kernels::cpu {
@@ -208,6 +212,23 @@ class CpuBackend final : public Backend {
   }
   Status Sample(const SampleArgs& args, Stream&) override {
     return SampleCpu(args, pool_, sampling_);
+  }
+
+  bool has_sparse_ops() const override { return true; }
+  Status AppendMetadata(const AppendMetadataArgs& args, Stream&) override {
+    return AppendMetadataCpu(args, isa_, pool_);
+  }
+  Status SelectKeys(const SelectKeysArgs& args, Stream&) override {
+    return SelectKeysCpu(args, isa_, pool_);
+  }
+  Status SelectRanges(const SelectRangesArgs& args, Stream&) override {
+    return SelectRangesCpu(args, isa_, pool_);
+  }
+  Status CorrectPrefill(const CorrectPrefillArgs& args, Stream&) override {
+    return CorrectPrefillCpu(args, isa_, pool_);
+  }
+  Status CompareAttention(const CompareAttentionArgs& args, Stream&) override {
+    return CompareAttentionCpu(args, isa_, pool_);
   }
 
  private:

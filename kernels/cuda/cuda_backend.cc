@@ -80,12 +80,14 @@ class CudaBackend final : public Backend {
     return cuda::AppendKv(args, device_->Native(stream));
   }
   Status AttendDecode(const AttendDecodeArgs& args, Stream& stream) override {
+    if (args.lists.masks != nullptr || args.shapes != nullptr) return NoSparseOps("AttendDecode");
     LACUNA_RETURN_IF_ERROR(device_->Enter());
     return cuda::AttendDecode(args, traits(), deterministic_,
                               {decode_workspace_.data(), decode_workspace_.bytes()},
                               device_->Native(stream));
   }
   Status AttendPrefill(const AttendPrefillArgs& args, Stream& stream) override {
+    if (args.lists.masks != nullptr || args.shapes != nullptr) return NoSparseOps("AttendPrefill");
     LACUNA_RETURN_IF_ERROR(device_->Enter());
     return cuda::AttendPrefill(args, traits(), deterministic_, workspace(),
                                device_->Native(stream));
@@ -95,7 +97,25 @@ class CudaBackend final : public Backend {
     return cuda::Sample(args, traits(), workspace(), device_->Native(stream));
   }
 
+  bool has_sparse_ops() const override { return false; }
+  Status AppendMetadata(const AppendMetadataArgs&, Stream&) override {
+    return NoSparseOps("AppendMetadata");
+  }
+  Status SelectKeys(const SelectKeysArgs&, Stream&) override { return NoSparseOps("SelectKeys"); }
+  Status SelectRanges(const SelectRangesArgs&, Stream&) override {
+    return NoSparseOps("SelectRanges");
+  }
+  Status CorrectPrefill(const CorrectPrefillArgs&, Stream&) override {
+    return NoSparseOps("CorrectPrefill");
+  }
+  Status CompareAttention(const CompareAttentionArgs&, Stream&) override {
+    return NoSparseOps("CompareAttention");
+  }
+
  private:
+  static Status NoSparseOps(const char* op) {
+    return InternalError(std::string(op) + ": the CUDA backend has no sparse attention yet");
+  }
   const DeviceTraits& traits() const { return device_->traits(); }
   Workspace workspace() const { return {workspace_.data(), workspace_.bytes()}; }
   Status Reserve(int64_t bytes, Buffer* buffer) {

@@ -61,7 +61,9 @@ struct AttendDecodeArgs final {
   PageLists lists;        // rows lists, or rows * kv_heads: list = row * lists_per_row + kv_head
   int lists_per_row = 1;  // 1: all kv heads share the row's list; else kv_heads
   AttentionParams params;
-  TensorView out;  // [rows, q_heads, head_dim] act
+  const StaticShape* shapes = nullptr;  // [rows, kv_heads], device memory; null: params.shape
+  TensorView dropped_lse;  // [rows, q_heads] f32, or empty: exp of it joins the denominator only
+  TensorView out;          // [rows, q_heads, head_dim] act
   TensorView lse;  // [rows, q_heads] f32 (natural log, of the scaled and capped scores), or empty
 };
 
@@ -79,6 +81,7 @@ struct AttendPrefillArgs final {
   PageLists lists;                       // one list per chunk
   const KeyRanges* ranges = nullptr;     // null: all keys that the static shape allows
   AttentionParams params;
+  const StaticShape* shapes = nullptr;  // [chunks, kv_heads], device memory; null: params.shape
   TensorView out;  // [tokens, q_heads, head_dim] act; only the rows of chunks are written
   TensorView lse;  // [tokens, q_heads] f32, or empty
 };

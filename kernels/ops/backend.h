@@ -20,7 +20,11 @@
 #include "kernels/device/device.h"
 #include "kernels/ops/args.h"
 #include "kernels/ops/attention.h"
+#include "kernels/ops/correct.h"
+#include "kernels/ops/metadata.h"
 #include "kernels/ops/sample.h"
+#include "kernels/ops/select_keys.h"
+#include "kernels/ops/select_ranges.h"
 
 namespace lacuna::kernels {
 
@@ -70,6 +74,14 @@ class Backend {
   virtual Status AttendDecode(const AttendDecodeArgs& args, Stream& stream) = 0;
   virtual Status AttendPrefill(const AttendPrefillArgs& args, Stream& stream) = 0;
   virtual Status Sample(const SampleArgs& args, Stream& stream) = 0;
+
+  // Sparse attention. Without it the ops below are never called; the engine says why.
+  virtual bool has_sparse_ops() const = 0;
+  virtual Status AppendMetadata(const AppendMetadataArgs& args, Stream& stream) = 0;
+  virtual Status SelectKeys(const SelectKeysArgs& args, Stream& stream) = 0;
+  virtual Status SelectRanges(const SelectRangesArgs& args, Stream& stream) = 0;
+  virtual Status CorrectPrefill(const CorrectPrefillArgs& args, Stream& stream) = 0;
+  virtual Status CompareAttention(const CompareAttentionArgs& args, Stream& stream) = 0;
 };
 
 struct BackendOptions final {

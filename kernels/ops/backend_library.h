@@ -14,7 +14,7 @@ namespace lacuna::kernels {
 
 // Raised when a header of kernels/core, kernels/device or kernels/ops changes in a way that an
 // older library would misread.
-inline constexpr int32_t kBackendLibraryAbi = 4;
+inline constexpr int32_t kBackendLibraryAbi = 5;
 
 struct BackendLibraryCall final {
   int32_t abi = kBackendLibraryAbi;

@@ -6,7 +6,11 @@
 #include "kernels/core/status.h"
 #include "kernels/ops/args.h"
 #include "kernels/ops/attention.h"
+#include "kernels/ops/correct.h"
+#include "kernels/ops/metadata.h"
 #include "kernels/ops/sample.h"
+#include "kernels/ops/select_keys.h"
+#include "kernels/ops/select_ranges.h"
 
 namespace lacuna::kernels {
 
@@ -21,6 +25,11 @@ Status Check(const RopeAppendArgs& args, DType act);
 Status Check(const AttendDecodeArgs& args, DType act);
 Status Check(const AttendPrefillArgs& args, DType act);
 Status Check(const SampleArgs& args, DType act);
+Status Check(const AppendMetadataArgs& args, DType act);
+Status Check(const SelectKeysArgs& args, DType act);
+Status Check(const SelectRangesArgs& args, DType act);
+Status Check(const CorrectPrefillArgs& args, DType act);
+Status Check(const CompareAttentionArgs& args, DType act);
 Status CheckWeight(const TensorView& weight);
 
 }  // namespace lacuna::kernels

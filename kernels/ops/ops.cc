@@ -59,6 +59,32 @@ Status Sample(Backend& backend, const SampleArgs& args, Stream& stream) {
   return args.logits.empty() ? OkStatus() : backend.Sample(args, stream);
 }
 
+Status AppendMetadata(Backend& backend, const AppendMetadataArgs& args, Stream& stream) {
+  LACUNA_RETURN_IF_ERROR(Check(args, backend.act_dtype()));
+  return args.slots.empty() ? OkStatus() : backend.AppendMetadata(args, stream);
+}
+
+Status SelectKeys(Backend& backend, const SelectKeysArgs& args, Stream& stream) {
+  LACUNA_RETURN_IF_ERROR(Check(args, backend.act_dtype()));
+  return args.q.empty() ? OkStatus() : backend.SelectKeys(args, stream);
+}
+
+Status SelectRanges(Backend& backend, const SelectRangesArgs& args, Stream& stream) {
+  LACUNA_RETURN_IF_ERROR(Check(args, backend.act_dtype()));
+  return args.q.empty() || args.chunks.empty() ? OkStatus() : backend.SelectRanges(args, stream);
+}
+
+Status CorrectPrefill(Backend& backend, const CorrectPrefillArgs& args, Stream& stream) {
+  LACUNA_RETURN_IF_ERROR(Check(args, backend.act_dtype()));
+  return args.out.empty() || args.chunks.empty() ? OkStatus()
+                                                 : backend.CorrectPrefill(args, stream);
+}
+
+Status CompareAttention(Backend& backend, const CompareAttentionArgs& args, Stream& stream) {
+  LACUNA_RETURN_IF_ERROR(Check(args, backend.act_dtype()));
+  return args.sparse.empty() ? OkStatus() : backend.CompareAttention(args, stream);
+}
+
 Result<std::unique_ptr<PreparedMatrix>> PrepareMatrix(Backend& backend, const TensorView& weight) {
   LACUNA_RETURN_IF_ERROR(CheckWeight(weight));
   return backend.PrepareMatrix(weight);

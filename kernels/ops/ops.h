@@ -27,6 +27,11 @@ Status RopeAppend(Backend& backend, const RopeAppendArgs& args, Stream& stream);
 Status AttendDecode(Backend& backend, const AttendDecodeArgs& args, Stream& stream);
 Status AttendPrefill(Backend& backend, const AttendPrefillArgs& args, Stream& stream);
 Status Sample(Backend& backend, const SampleArgs& args, Stream& stream);
+Status AppendMetadata(Backend& backend, const AppendMetadataArgs& args, Stream& stream);
+Status SelectKeys(Backend& backend, const SelectKeysArgs& args, Stream& stream);
+Status SelectRanges(Backend& backend, const SelectRangesArgs& args, Stream& stream);
+Status CorrectPrefill(Backend& backend, const CorrectPrefillArgs& args, Stream& stream);
+Status CompareAttention(Backend& backend, const CompareAttentionArgs& args, Stream& stream);
 
 // The weight of PrepareMatrix: [out, in] f32 | bf16 | f16, both at least 1.
 Result<std::unique_ptr<PreparedMatrix>> PrepareMatrix(Backend& backend, const TensorView& weight);

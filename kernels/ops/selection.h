@@ -18,6 +18,8 @@ struct PageLists final {
   const int64_t* begins = nullptr;   // [lists]
   const int64_t* ends = nullptr;     // [lists]
   int64_t lists = 0;
+  // Bit i: token i of the page is listed; never 0. Null: all tokens of all pages.
+  const uint64_t* masks = nullptr;
 };
 
 // Key ranges for prefill, in tokens of the sequence, [begin, end), ascending and disjoint, borders

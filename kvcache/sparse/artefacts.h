@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kernels/core/status.h"
+#include "kernels/ops/select_ranges.h"
 
 namespace lacuna::kvcache {
 
@@ -24,14 +25,8 @@ struct AttentionShape final {
   bool operator==(const AttentionShape&) const = default;
 };
 
-// kVerticalSlash: `a` columns, `b` diagonals; kAShape: `a` first tokens, `b` newest; kBlocks: the
-// `a` best blocks of each row. What a head without an entry does is the profile's word (kProfile).
-enum class PatternKind : uint8_t { kProfile, kVerticalSlash, kAShape, kBlocks };
-struct HeadPattern final {
-  PatternKind kind = PatternKind::kProfile;
-  int32_t a = 0, b = 0;
-  bool operator==(const HeadPattern&) const = default;
-};
+using kernels::HeadPattern;
+using kernels::PatternKind;
 
 // A head sees the newest alpha + beta * N tokens.
 struct HeadSpan final {

@@ -12,19 +12,7 @@
 
 namespace lacuna::kvcache {
 
-struct DecodeCounts final {
-  bool dense = true;        // the row reads everything: too short, or the budget covers it
-  int32_t units = 0;        // of the sequence
-  int32_t sink_units = 0;   // first units, forced
-  int32_t local_units = 0;  // last units, forced
-  int32_t ranked_units_min = 0;
-  int32_t ranked_units_max = 0;  // between them, best first; top_k keeps exactly so many
-  int32_t refine_units = 0;      // top_k of the second choice, forced units beside them
-  int32_t refine_units_min = 0;
-  bool operator==(const DecodeCounts&) const = default;
-
-  int32_t candidates() const { return units - sink_units - local_units; }
-};
+using kernels::DecodeCounts;
 
 // `kept_steps`: decode steps since the choice that the row reads was made, 0 when it is made now. A
 // kept choice knows nothing of units that were forced then, so these stay forced.

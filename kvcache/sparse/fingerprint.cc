@@ -71,14 +71,18 @@ void AddMetadata(const MetadataSpec& m, Fingerprint& f) {
   f.Add(m.kind, m.precision, m.sub_tokens, m.window_tokens, m.channels, m.channel_lists);
 }
 
+void AddPath(const DecodePath& p, Fingerprint& f) {
+  f.Add(p.unit_tokens, p.refine_unit_tokens, p.score, p.query, p.normalise, p.pool, p.owner,
+        p.reduce, p.select, p.inclusive, p.head_thresholds, p.refine, p.refine_reduce,
+        p.refine_inclusive, p.refresh, p.correct);
+}
+
 void AddDecode(const SparsePlan& plan, Fingerprint& f) {
   const DecodePath& p = plan.decode;
   const DecodeDials& d = plan.decode_dials;
   AddMetadata(p.metadata, f);
   AddMetadata(p.refine_metadata, f);
-  f.Add(p.unit_tokens, p.refine_unit_tokens, p.score, p.query, p.normalise, p.pool, p.owner,
-        p.reduce, p.select, p.inclusive, p.head_thresholds, p.refine, p.refine_reduce,
-        p.refine_inclusive, p.refresh, p.correct);
+  AddPath(p, f);
   f.Add(d.dense_below_tokens, d.budget_tokens, d.fraction, d.p, d.threshold, d.min_tokens,
         d.max_tokens, d.sink_tokens, d.local_tokens, d.budget_share, d.tail, d.inside_budget,
         d.refine_budget_tokens, d.refine_min_tokens, d.refine_p, d.refresh_steps, d.refresh_cosine);
@@ -110,6 +114,30 @@ uint64_t FullFingerprint(const SparsePlan& plan) {
   if (plan.sparse_decode) AddDecode(plan, f);
   for (const HeadPlan& head : plan.heads) {
     f.Add(head.role, head.decode.window_tokens, head.decode.sink_tokens);
+  }
+  return f.value();
+}
+
+uint64_t PathFingerprint(const SparsePlan& plan) {
+  Fingerprint f;
+  AddShape(plan.shape, f);
+  AddMetadata(plan.decode.metadata, f);
+  AddMetadata(plan.decode.refine_metadata, f);
+  AddPath(plan.decode, f);
+  for (const LayerPlan& layer : plan.layers) {
+    f.Add(layer.decode, layer.prefill_sparse, layer.source, layer.slot);
+  }
+  for (const HeadPlan& head : plan.heads) {
+    f.Add(head.role, head.prefill.window_tokens, head.prefill.sink_tokens,
+          head.decode.window_tokens, head.decode.sink_tokens);
+  }
+  for (const HeadSpan& span : plan.spans) f.Add(span.alpha, span.beta);
+  for (const float threshold : plan.thresholds) f.Add(threshold);
+  const PrefillPath& p = plan.prefill;
+  f.Add(p.estimate, p.probe_place, p.pool, p.select, p.scope, p.inclusive, p.correct,
+        p.block_tokens, p.stride_tokens);
+  for (const PrefillHead& one : plan.prefill_heads) {
+    f.Add(one.pattern.kind, one.pattern.a, one.pattern.b, one.p);
   }
   return f.value();
 }

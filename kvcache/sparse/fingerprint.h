@@ -12,6 +12,8 @@ namespace lacuna::kvcache {
 uint64_t KvFingerprint(const SparsePlan& plan);
 // Of everything that changes an output; 0 for a plan that is dense everywhere.
 uint64_t FullFingerprint(const SparsePlan& plan);
+// Of everything but dials: rows of equal ones can run in one launch.
+uint64_t PathFingerprint(const SparsePlan& plan);
 uint64_t FingerprintOf(std::span<const int16_t> values);
 
 }  // namespace lacuna::kvcache

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <string_view>
 
+#include "kernels/ops/sparse_kinds.h"
+
 namespace lacuna::kvcache {
 
 inline constexpr std::string_view kHeadsChoices = "all|streaming|artefact|spans";
@@ -15,59 +17,59 @@ inline constexpr std::string_view kFromChoices = "profile|artefact";
 enum class FromKind : uint8_t { kProfile, kArtefact };
 
 inline constexpr std::string_view kEstimateChoices = "none|probe|pooled|probe_pooled";
-enum class EstimateKind : uint8_t { kNone, kProbe, kPooled, kProbePooled };
+using kernels::EstimateKind;
 
 inline constexpr std::string_view kProbePlaceChoices = "last|tails";
-enum class ProbePlace : uint8_t { kLast, kTails };
+using kernels::ProbePlace;
 
 inline constexpr std::string_view kPrefillPoolChoices = "mean|antidiagonal|bands";
-enum class PrefillPool : uint8_t { kMean, kAntidiagonal, kBands };
+using kernels::PrefillPool;
 
 inline constexpr std::string_view kPrefillSelectChoices =
     "all|none|vertical_slash|cover|top_k|top_p";
-enum class PrefillSelectKind : uint8_t { kAll, kNone, kVerticalSlash, kCover, kTopK, kTopP };
+using kernels::PrefillSelectKind;
 
 inline constexpr std::string_view kScopeChoices = "row|map";
-enum class ScopeKind : uint8_t { kRow, kMap };
+using kernels::ScopeKind;
 
 inline constexpr std::string_view kPrefillCorrectChoices = "none|delta|overwrite";
-enum class PrefillCorrectKind : uint8_t { kNone, kDelta, kOverwrite };
+using kernels::PrefillCorrectKind;
 
 inline constexpr std::string_view kMetadataChoices = "none|minmax|mean|labels|lowbit";
-enum class MetadataKind : uint8_t { kNone, kMinMax, kMean, kLabels, kLowBit };
+using kernels::MetadataKind;
 
 inline constexpr std::string_view kPrecisionChoices = "bf16|int8|int4|int2";
-enum class MetadataPrecision : uint8_t { kBf16, kInt8, kInt4, kInt2 };
+using kernels::MetadataPrecision;
 
 inline constexpr std::string_view kScoreChoices = "none|bound|dot|keys|logits|probs";
-enum class ScoreKind : uint8_t { kNone, kBound, kDot, kKeys, kLogits, kProbs };
+using kernels::ScoreKind;
 
 inline constexpr std::string_view kQueryChoices = "head|group_mean";
-enum class QueryForm : uint8_t { kHead, kGroupMean };
+using kernels::QueryForm;
 
 inline constexpr std::string_view kPoolChoices = "none|max|sum|mean";
-enum class PoolKind : uint8_t { kNone, kMax, kSum, kMean };
+using kernels::PoolKind;
 
 inline constexpr std::string_view kOwnerChoices = "kv_head|layer";
-enum class OwnerKind : uint8_t { kKvHead, kLayer };
+using kernels::OwnerKind;
 
 inline constexpr std::string_view kReduceChoices = "max|mean|sum|union|round_robin";
-enum class ReduceKind : uint8_t { kMax, kMean, kSum, kUnion, kRoundRobin };
+using kernels::ReduceKind;
 
 inline constexpr std::string_view kSelectChoices = "all|none|top_k|top_p|threshold";
-enum class SelectKind : uint8_t { kAll, kNone, kTopK, kTopP, kThreshold };
+using kernels::SelectKind;
 
 inline constexpr std::string_view kRefineChoices = "none|top_k|top_p";
-enum class RefineKind : uint8_t { kNone, kTopK, kTopP };
+using kernels::RefineKind;
 
 inline constexpr std::string_view kRefineSourceChoices = "lowbit|keys";
 enum class RefineSource : uint8_t { kLowBit, kKeys };
 
 inline constexpr std::string_view kRefreshChoices = "every_step|every_n|cosine";
-enum class RefreshKind : uint8_t { kEveryStep, kEveryN, kCosine };
+using kernels::RefreshKind;
 
 inline constexpr std::string_view kDecodeCorrectChoices = "none|denominator";
-enum class DecodeCorrectKind : uint8_t { kNone, kDenominator };
+using kernels::DecodeCorrectKind;
 
 // Position of `word` in "a|b|c"; the words have passed the field tables, so it is there.
 constexpr uint8_t WordIndex(std::string_view choices, std::string_view word) {

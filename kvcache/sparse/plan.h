@@ -11,50 +11,19 @@
 #include <type_traits>
 #include <vector>
 
+#include "kernels/ops/select_keys.h"
+#include "kernels/ops/select_ranges.h"
 #include "kernels/ops/selection.h"
 #include "kvcache/sparse/artefacts.h"
 #include "kvcache/sparse/kinds.h"
 
 namespace lacuna::kvcache {
 
-// Numbers stored beside the keys of one (layer, kv head), living and dying with their page. Plans
-// with equal specs share one store.
-struct MetadataSpec final {
-  MetadataKind kind = MetadataKind::kNone;
-  MetadataPrecision precision = MetadataPrecision::kBf16;
-  int32_t sub_tokens = 16;     // keys of one entry
-  int32_t window_tokens = 16;  // keys of one mean; more than sub_tokens: it reaches back so far
-  int32_t channels = 0;        // labels: stored of each key
-  uint64_t channel_lists = 0;  // labels: fingerprint of the lists
-  bool operator==(const MetadataSpec&) const = default;
-
-  bool any() const { return kind != MetadataKind::kNone; }
-  // Of one page and kv head: vectors at their precision; integers have a bf16 scale and zero each.
-  int64_t PageBytes(const AttentionShape& shape) const;
-};
-
-// Which code a decode row runs.
-struct DecodePath final {
-  MetadataSpec metadata;         // what `score` reads
-  MetadataSpec refine_metadata;  // what the second choice reads; none: the keys
-  int32_t unit_tokens = 64;      // chosen together; below page_tokens lists carry token masks
-  int32_t refine_unit_tokens = 64;
-  ScoreKind score = ScoreKind::kNone;
-  QueryForm query = QueryForm::kHead;
-  bool normalise = false;
-  PoolKind pool = PoolKind::kNone;
-  OwnerKind owner = OwnerKind::kKvHead;
-  ReduceKind reduce = ReduceKind::kMax;
-  SelectKind select = SelectKind::kAll;
-  bool inclusive = true;
-  bool head_thresholds = false;  // threshold of each query head from SparsePlan::thresholds
-  RefineKind refine = RefineKind::kNone;
-  ReduceKind refine_reduce = ReduceKind::kUnion;
-  bool refine_inclusive = true;
-  RefreshKind refresh = RefreshKind::kEveryStep;
-  DecodeCorrectKind correct = DecodeCorrectKind::kNone;
-  bool operator==(const DecodePath&) const = default;
-};
+using kernels::DecodePath;
+using kernels::MetadataSpec;
+using kernels::PrefillDials;
+using kernels::PrefillHead;
+using kernels::PrefillPath;
 
 // The numbers of a decode row. decode_counts.h turns them into counts of units at a length.
 struct DecodeDials final {
@@ -74,39 +43,7 @@ struct DecodeDials final {
   bool operator==(const DecodeDials&) const = default;
 };
 
-struct PrefillPath final {
-  EstimateKind estimate = EstimateKind::kNone;
-  ProbePlace probe_place = ProbePlace::kLast;
-  PrefillPool pool = PrefillPool::kMean;
-  PrefillSelectKind select = PrefillSelectKind::kAll;
-  ScopeKind scope = ScopeKind::kRow;
-  bool inclusive = true;
-  PrefillCorrectKind correct = PrefillCorrectKind::kNone;
-  int32_t block_tokens = 128;
-  int32_t stride_tokens = 16;
-  bool operator==(const PrefillPath&) const = default;
-};
-
-struct PrefillDials final {
-  int32_t dense_below_tokens = 0;
-  int32_t probe_rows = 64;
-  float probe_fraction = 0;
-  int32_t low_channels = 0, high_channels = 0;  // bands: even counts, each half of rotary pairs
-  float js_threshold = 0;
-  int32_t budget_tokens = 0;
-  double fraction = 0;
-  int32_t min_tokens = 0, max_tokens = 0;
-  int32_t sink_tokens = 0, local_tokens = 0;
-  double local_fraction = 0;
-  int32_t last_rows = 0;
-  int32_t correct_stride_rows = 64, correct_last_rows = 128;
-  bool operator==(const PrefillDials&) const = default;
-};
-
-static_assert(std::is_trivially_copyable_v<DecodePath> &&
-              std::is_trivially_copyable_v<DecodeDials>);
-static_assert(std::is_trivially_copyable_v<PrefillPath> &&
-              std::is_trivially_copyable_v<PrefillDials>);
+static_assert(std::is_trivially_copyable_v<DecodeDials>);
 
 // kDense reads everything; kPlanner too, and chooses by its attention; kSelect chooses by stored
 // metadata or keys; kReuse reads the choice of its source.
@@ -128,13 +65,6 @@ struct HeadPlan final {
   HeadRole role = HeadRole::kFull;
   kernels::StaticShape prefill, decode;  // of kStreaming, and the sink of kSpan
   bool operator==(const HeadPlan& other) const;
-};
-
-// One query head's prefill in a sparse layer.
-struct PrefillHead final {
-  HeadPattern pattern;  // never kProfile when the path selects vertical_slash
-  float p = 1;          // cover, top_p
-  bool operator==(const PrefillHead&) const = default;
 };
 
 struct SparsePlan final {
@@ -160,6 +90,8 @@ struct SparsePlan final {
   uint64_t kv_fingerprint = 0;
   // Of everything: what changes any output. 0: as dense. For K and V of generated tokens.
   uint64_t fingerprint = 0;
+  // Of everything but dials: rows of equal ones run in one launch.
+  uint64_t path_fingerprint = 0;
   bool operator==(const SparsePlan&) const = default;
 
   const HeadPlan& head(int32_t layer, int32_t kv_head) const {

@@ -35,8 +35,10 @@ double MetadataBytesPerToken(const SparsePlan& plan) {
     const LayerPlan& one = plan.layers[static_cast<size_t>(layer)];
     for (int32_t kv_head = 0; kv_head < plan.shape.kv_heads; ++kv_head) {
       if (plan.head(layer, kv_head).role != HeadRole::kFull) continue;
-      if (one.stores_metadata) bytes += plan.decode.metadata.PageBytes(plan.shape);
-      if (one.stores_refine_metadata) bytes += plan.decode.refine_metadata.PageBytes(plan.shape);
+      if (one.stores_metadata)
+        bytes += plan.decode.metadata.PageBytes(plan.shape.head_dim, plan.shape.page_tokens);
+      if (one.stores_refine_metadata)
+        bytes += plan.decode.refine_metadata.PageBytes(plan.shape.head_dim, plan.shape.page_tokens);
     }
   }
   return static_cast<double>(bytes) / plan.shape.page_tokens;

@@ -37,6 +37,7 @@ class Resolver final {
         plan_.layers, [](const LayerPlan& layer) { return layer.decode != LayerRole::kDense; });
     plan_.kv_fingerprint = KvFingerprint(plan_);
     plan_.fingerprint = FullFingerprint(plan_);
+    plan_.path_fingerprint = PathFingerprint(plan_);
     return {std::make_shared<const SparsePlan>(std::move(plan_)), {}};
   }
 

@@ -274,6 +274,13 @@ class Split final : public SplitBackend {
     return Defer({args.logits}, args, &Backend::Sample);
   }
 
+  bool has_sparse_ops() const override { return false; }
+  Status AppendMetadata(const AppendMetadataArgs&, Stream&) override { return Elsewhere(); }
+  Status SelectKeys(const SelectKeysArgs&, Stream&) override { return Elsewhere(); }
+  Status SelectRanges(const SelectRangesArgs&, Stream&) override { return Elsewhere(); }
+  Status CorrectPrefill(const CorrectPrefillArgs&, Stream&) override { return Elsewhere(); }
+  Status CompareAttention(const CompareAttentionArgs&, Stream&) override { return Elsewhere(); }
+
  private:
   static Status Elsewhere() {
     return InvalidArgument("split device: an op on memory that is not the device's");

@@ -1,0 +1,15 @@
+// CorrectPrefill, CompareAttention on the CPU. One caller at a time; the work spreads over the
+// pool.
+#pragma once
+
+#include "kernels/core/status.h"
+#include "kernels/cpu/isa.h"
+#include "kernels/cpu/thread_pool.h"
+#include "kernels/ops/correct.h"
+
+namespace lacuna::kernels::cpu {
+
+Status CorrectPrefillCpu(const CorrectPrefillArgs& args, Isa isa, ThreadPool& pool);
+Status CompareAttentionCpu(const CompareAttentionArgs& args, Isa isa, ThreadPool& pool);
+
+}  // namespace lacuna::kernels::cpu

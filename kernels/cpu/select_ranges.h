@@ -1,0 +1,13 @@
+// SelectRanges on the CPU. One caller at a time; the work spreads over the pool.
+#pragma once
+
+#include "kernels/core/status.h"
+#include "kernels/cpu/isa.h"
+#include "kernels/cpu/thread_pool.h"
+#include "kernels/ops/select_ranges.h"
+
+namespace lacuna::kernels::cpu {
+
+Status SelectRangesCpu(const SelectRangesArgs& args, Isa isa, ThreadPool& pool);
+
+}  // namespace lacuna::kernels::cpu
