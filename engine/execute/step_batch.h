@@ -8,10 +8,15 @@
 #include <span>
 #include <vector>
 
+#include "engine/event.h"
 #include "kernels/core/ids.h"
 #include "kernels/core/status.h"
+#include "kernels/ops/correct.h"
 #include "kernels/ops/sample.h"
+#include "kernels/ops/select_keys.h"
+#include "kernels/ops/select_ranges.h"
 #include "kvcache/pages/page_span.h"
+#include "kvcache/sparse/plan.h"
 
 namespace lacuna::engine {
 
@@ -24,6 +29,25 @@ struct StepSequence final {
   bool decode = false;                       // one generated token (else a chunk of the prompt)
   std::span<const kvcache::PageSpan> pages;  // one per KvGroup, new tokens' pages included
   int32_t logits_from = -1;  // rows are sampled for tokens [logits_from, size); -1: for none
+
+  // Sparse attention; null: dense. The plan outlives the step.
+  const kvcache::SparsePlan* plan = nullptr;
+  int32_t prompt_tokens = 0;
+  // Of a decode row: place of what the sequence keeps between steps, < running_max, its own as long
+  // as it runs; decode steps since its last choice, -1 when it has none.
+  int32_t choice = 0;
+  int32_t steps_since_choice = -1;
+  float budget_scale = 1.0f;  // of the plan's budget, see SparseOptions::mass_floor
+  bool audit = false;
+};
+
+// What the attention of one sequence with a plan read in one step, over all layers.
+struct SparseReport final {
+  int32_t sequence = 0;        // index in the batch
+  kernels::SelectStats keys;   // over kv heads; of a decode row
+  bool dense = false;          // the decode row was too short to select
+  kernels::RangeStats blocks;  // of a chunk
+  kernels::AttentionAudit audits[SparseUsage::kLayerGroups];
 };
 
 struct StepBatch final {
@@ -48,6 +72,8 @@ class StepRunner {
   // Waits for the oldest step not yet waited for. One result per row of its batch; valid until the
   // next Launch.
   virtual Result<std::span<const kernels::SampleResult>> Wait() = 0;
+  // Of the step that Wait gave last: one for each of its sequences with a plan, in their order.
+  virtual std::span<const SparseReport> reports() const { return {}; }
 };
 
 }  // namespace lacuna::engine
