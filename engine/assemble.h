@@ -18,6 +18,7 @@
 #include "kernels/ops/backend.h"
 #include "kvcache/kv_config.h"
 #include "kvcache/pages/kv_storage.h"
+#include "kvcache/sparse/plan.h"
 
 namespace lacuna::engine {
 
@@ -42,6 +43,12 @@ struct Assembly final {
 struct AssemblyOptions final {
   EngineConfig engine;
   kvcache::KvConfig kv;
+  // What requests may ask for, resolved for this model: they say what must be stored beside keys
+  // and how much scratch memory steps need.
+  std::vector<std::shared_ptr<const kvcache::SparsePlan>> plans;
+  // Its streaming heads keep sink and window alone, for every request: those of other head roles
+  // are refused. Null: every head keeps all pages.
+  std::shared_ptr<const kvcache::SparsePlan> residency;
   // Puts something between the engine and its runner; for tests of what a device does when it
   // fails.
   std::function<std::unique_ptr<StepRunner>(std::unique_ptr<StepRunner>)> wrap_runner;
