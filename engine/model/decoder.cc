@@ -279,7 +279,8 @@ Status Decoder::Attend(int64_t layer, Run& run, bool last) {
                                .lists = group.decode,
                                .params = params,
                                .out = out.Slice(0, step.decode_rows),
-                               .lse = {}},
+                               .lse = {},
+                               .dropped_lse = {}},
                               run.stream));
   }
   if (step.chunks.empty()) return OkStatus();
@@ -309,6 +310,10 @@ Status Decoder::RunAttention(int64_t index, Run& run, bool last) {
       {.x = normed, .weight = layer.qkv.weight.get(), .bias = layer.qkv.bias.view, .out = qkv},
       run.stream));
   LACUNA_RETURN_IF_ERROR(RopeAndAppend(index, run));
+  if (observer_ != nullptr) {
+    observer_->Observe(index, Heads(qkv, 0, config_.q_heads, dim),
+                       Heads(qkv, q_columns, config_.kv_heads, dim), run.step.positions);
+  }
   if (last && run.step.wanted.empty()) return OkStatus();
   LACUNA_RETURN_IF_ERROR(Attend(index, run, last));
   return AddBranch(layer.output, layer.norm_after_attention,

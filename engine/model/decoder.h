@@ -29,6 +29,7 @@ class Decoder final : public Model {
                  ModelWorkspace& workspace, kernels::Stream& stream) override;
   Status Logits(int64_t first, const TensorView& out, ModelWorkspace& workspace,
                 kernels::Stream& stream) override;
+  void SetObserver(AttentionObserver* observer) override { observer_ = observer; }
 
  private:
   struct Workspace;
@@ -63,6 +64,7 @@ class Decoder final : public Model {
   // CPU, where the workspace holds a table of the step's rows instead.
   std::vector<kernels::Buffer> rope_tables_;
   Parameter cast_weight_;  // see NormOrCast
+  AttentionObserver* observer_ = nullptr;
 };
 
 ModelInfo MakeModelInfo(const ModelConfig& config);

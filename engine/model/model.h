@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/model/attention_observer.h"
 #include "kernels/core/ids.h"
 #include "kernels/core/status.h"
 #include "kernels/core/tensor_view.h"
@@ -74,6 +75,9 @@ class Model {
   // Logits of wanted rows [first, first + out rows) of the last Forward. out: [rows, vocab] f32.
   virtual Status Logits(int64_t first, const TensorView& out, ModelWorkspace& workspace,
                         kernels::Stream& stream) = 0;
+  // Forward shows each layer's queries and keys to `observer`, which outlives it; null: to nobody.
+  // For a CPU backend: it leaves keys rotated in place, and memory that the host can read.
+  virtual void SetObserver(AttentionObserver*) {}
 };
 
 }  // namespace lacuna::engine
