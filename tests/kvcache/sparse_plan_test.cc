@@ -164,7 +164,8 @@ TEST(SparsePlan, LabelsTakeTheFirstChannelsOfEachList) {
   }
   // Head 1's list is (5 c + 1) mod 128: its first 16 channels are 1, 6, ..., 76.
   for (size_t c = 0; c < 16; ++c) EXPECT_EQ(plan.channels[16 + c], static_cast<int16_t>(5 * c + 1));
-  EXPECT_EQ(plan.decode.metadata.PageBytes(plan.shape.head_dim, plan.shape.page_tokens), 64 * (8 + 4));
+  EXPECT_EQ(plan.decode.metadata.PageBytes(plan.shape.head_dim, plan.shape.page_tokens),
+            64 * (8 + 4));
   const SparsePlan twilight = PlanOf(Shipped("twilight-double-sparsity"));
   EXPECT_EQ(twilight.decode.metadata.channels, 64);
   EXPECT_EQ(twilight.decode.refine_metadata.kind, MetadataKind::kLowBit);
@@ -440,7 +441,8 @@ TEST(SparsePlan, PlansOfOneServerShareStores) {
 TEST(SparsePlan, MetadataBytes) {
   // Two vectors of 128 int8 with scale and zero, for 4 entries of a page.
   const SparsePlan plan = PlanOf(Shipped("lacuna-balanced"));
-  EXPECT_EQ(plan.decode.metadata.PageBytes(plan.shape.head_dim, plan.shape.page_tokens), 4 * 2 * (128 + 4));
+  EXPECT_EQ(plan.decode.metadata.PageBytes(plan.shape.head_dim, plan.shape.page_tokens),
+            4 * 2 * (128 + 4));
   EXPECT_DOUBLE_EQ(MetadataBytesPerToken(plan), 32.0 * 8 * 4 * 2 * 132 / 64);
   EXPECT_EQ(MetadataBytesPerToken(PlanOf(Shipped("delta"))), 0);
 }
