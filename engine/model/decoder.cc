@@ -278,9 +278,9 @@ Status Decoder::Attend(int64_t layer, Run& run, bool last) {
                                .positions = step.positions.Slice(0, step.decode_rows),
                                .lists = group.decode,
                                .params = params,
+                               .dropped_lse = {},
                                .out = out.Slice(0, step.decode_rows),
-                               .lse = {},
-                               .dropped_lse = {}},
+                               .lse = {}},
                               run.stream));
   }
   if (step.chunks.empty()) return OkStatus();
