@@ -253,46 +253,26 @@ Status Decoder::RopeAndAppend(int64_t layer, Run& run) {
       run.stream);
 }
 
-Status Decoder::Attend(int64_t layer, Run& run, bool last) {
-  const StepInputs& step = run.step;
+LayerAttention Decoder::AttentionOf(int64_t layer, const Run& run, bool last) const {
   const LayerPlace place = places_[static_cast<size_t>(layer)];
-  const StepInputs::Group& group = step.groups[static_cast<size_t>(place.group)];
-  const kernels::KvPool pool = run.storage.pool(place.group, place.layer_in_group);
   const int64_t dim = config_.head_dim;
   const int64_t q_columns = config_.q_heads * dim;
-  const TensorView qkv = Matrix(run.workspace.qkv, backend_.act_dtype(), run.rows,
-                                q_columns + 2 * config_.kv_heads * dim);
-  const TensorView q = Heads(qkv, 0, config_.q_heads, dim);
-  const TensorView out =
-      Heads(Matrix(run.workspace.attended, backend_.act_dtype(), run.rows, q_columns), 0,
-            config_.q_heads, dim);
-  const kernels::AttentionParams params{
-      .scale = static_cast<float>(config_.attention_scale),
-      .softcap = static_cast<float>(config_.attention_softcap),
-      .shape = {.window_tokens = config_.layer_window[static_cast<size_t>(layer)]}};
-  if (step.decode_rows > 0) {
-    LACUNA_RETURN_IF_ERROR(
-        kernels::AttendDecode(backend_,
-                              {.q = q.Slice(0, step.decode_rows),
-                               .pool = pool,
-                               .positions = step.positions.Slice(0, step.decode_rows),
-                               .lists = group.decode,
-                               .params = params,
-                               .dropped_lse = {},
-                               .out = out.Slice(0, step.decode_rows),
-                               .lse = {}},
-                              run.stream));
-  }
-  if (step.chunks.empty()) return OkStatus();
-  return kernels::AttendPrefill(backend_,
-                                {.q = q,
-                                 .pool = pool,
-                                 .chunks = last ? step.last_chunks : step.chunks,
-                                 .lists = group.prefill,
-                                 .params = params,
-                                 .out = out,
-                                 .lse = {}},
-                                run.stream);
+  const DType act = backend_.act_dtype();
+  const TensorView qkv =
+      Matrix(run.workspace.qkv, act, run.rows, q_columns + 2 * config_.kv_heads * dim);
+  return {.step = run.step,
+          .layer = layer,
+          .layers = config_.layers,
+          .group = place.group,
+          .layer_in_group = place.layer_in_group,
+          .q = Heads(qkv, 0, config_.q_heads, dim),
+          .out = Heads(Matrix(run.workspace.attended, act, run.rows, q_columns), 0, config_.q_heads,
+                       dim),
+          .pool = run.storage.pool(place.group, place.layer_in_group),
+          .params = {.scale = static_cast<float>(config_.attention_scale),
+                     .softcap = static_cast<float>(config_.attention_softcap),
+                     .shape = {.window_tokens = config_.layer_window[static_cast<size_t>(layer)]}},
+          .last = last};
 }
 
 Status Decoder::RunAttention(int64_t index, Run& run, bool last) {
@@ -314,8 +294,10 @@ Status Decoder::RunAttention(int64_t index, Run& run, bool last) {
     observer_->Observe(index, Heads(qkv, 0, config_.q_heads, dim),
                        Heads(qkv, q_columns, config_.kv_heads, dim), run.step.positions);
   }
+  const LayerAttention attention = AttentionOf(index, run, last);
+  LACUNA_RETURN_IF_ERROR(AppendLayerMetadata(backend_, attention, run.stream));
   if (last && run.step.wanted.empty()) return OkStatus();
-  LACUNA_RETURN_IF_ERROR(Attend(index, run, last));
+  LACUNA_RETURN_IF_ERROR(AttendLayer(backend_, attention, run.stream));
   return AddBranch(layer.output, layer.norm_after_attention,
                    Matrix(run.workspace.attended, act, run.rows, q_columns), x, run);
 }

@@ -11,6 +11,7 @@
 #include "engine/model/decoder_weights.h"
 #include "engine/model/model.h"
 #include "engine/model/rope_table.h"
+#include "engine/model/sparse_attention.h"
 #include "kernels/ops/backend.h"
 
 namespace lacuna::engine {
@@ -44,7 +45,7 @@ class Decoder final : public Model {
   Status UploadRopeTables();
   // Normed, rotated and appended to the pool of the layer.
   Status RopeAndAppend(int64_t layer, Run& run);
-  Status Attend(int64_t layer, Run& run, bool last);
+  LayerAttention AttentionOf(int64_t layer, const Run& run, bool last) const;
   Status RunAttention(int64_t layer, Run& run, bool last);
   Status RunMlp(const DecoderLayer& layer, const TensorView& x, Run& run);
   // out = norm(x), or x itself in the activation type when the family has no norm here.

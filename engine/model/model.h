@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "engine/model/attention_observer.h"
+#include "engine/model/sparse_step.h"
 #include "kernels/core/ids.h"
 #include "kernels/core/status.h"
 #include "kernels/core/tensor_view.h"
@@ -40,6 +41,7 @@ struct StepInputs final {
     TensorView slots;            // [rows] i32: where each row's key and value go
     kernels::PageLists decode;   // one list per decode row
     kernels::PageLists prefill;  // one list per chunk
+    TensorView previous_pages;   // [rows] i32, see AppendMetadataArgs; empty when nobody reads it
   };
 
   TensorView ids;        // [rows] i32
@@ -50,6 +52,8 @@ struct StepInputs final {
   std::span<const kernels::PrefillChunk> last_chunks;
   TensorView wanted;  // [wanted rows] i32, any order; empty: only keys and values are made
   std::span<const Group> groups;
+  const kvcache::MetadataStorage* metadata = nullptr;  // null: nothing is stored beside keys
+  const SparseInputs* sparse = nullptr;                // null: every row is dense
 };
 
 // Scratch of one model for steps of a bounded size; made by the model, opaque to others.

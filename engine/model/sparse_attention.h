@@ -1,0 +1,30 @@
+// The attention of one layer of one step: dense rows and chunks, then class by class what plans
+// say. Without classes it is two dense ops. Engine thread.
+#pragma once
+
+#include <cstdint>
+
+#include "engine/model/model.h"
+#include "kernels/core/status.h"
+#include "kernels/core/tensor_view.h"
+#include "kernels/ops/backend.h"
+
+namespace lacuna::engine {
+
+struct LayerAttention final {
+  const StepInputs& step;
+  int64_t layer = 0, layers = 0;
+  int group = 0, layer_in_group = 0;
+  TensorView q, out;  // [rows, q_heads, head_dim] act
+  kernels::KvPool pool;
+  kernels::AttentionParams params;
+  bool last = false;  // only rows of last_chunks are read afterwards
+};
+
+Status AttendLayer(kernels::Backend& backend, const LayerAttention& layer, kernels::Stream& stream);
+
+// Brings what is stored beside the layer's keys up to date with the step's rows.
+Status AppendLayerMetadata(kernels::Backend& backend, const LayerAttention& layer,
+                           kernels::Stream& stream);
+
+}  // namespace lacuna::engine
