@@ -49,6 +49,8 @@ void AddServe(CLI::App& app, int& exit_code) {
                    "dummy: random weights of the shape that --model names (configs/shapes)")
       ->check(CLI::IsMember({"auto", "dummy"}));
   AddDeviceFlags(command, options->device, options->precision);
+  command->add_option("--sparse-profile", options->sparse_profile,
+                      "Sparse attention of requests that name no profile (see `lacuna profiles`)");
   command->add_option("--host", options->host, "Address of both listeners [127.0.0.1]");
   command->add_option("--port", options->port, "HTTP port; 0 picks a free one [8000]")
       ->check(CLI::Range(0, 65535));

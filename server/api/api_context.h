@@ -15,6 +15,7 @@
 #include "server/api/generation_fields.h"
 #include "server/api/text_workers.h"
 #include "server/metrics/metrics.h"
+#include "server/sparse/sparse_service.h"
 #include "server/text/chat_template.h"
 #include "server/text/tokenizer.h"
 
@@ -28,6 +29,7 @@ struct ApiContext final {
   Metrics& metrics;
   TextWorkers& text_workers;
   ApiLimits limits;
+  const SparseService* sparse = nullptr;  // null: dense attention only
 
   std::string model_name{};
   std::vector<std::string> aliases{};    // further names that requests may use

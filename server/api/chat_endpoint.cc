@@ -100,14 +100,17 @@ HandlerResult PostChatCompletions(ApiContext& context, const HttpRequest& reques
   auto body =
       ParseJsonObject(request.body, {context.limits.json_depth_max, context.limits.json_nodes_max});
   if (!body.ok()) return ErrorReply(body.error());
+  if (auto error = AddSparseHeaders(request, *body)) return ErrorReply(*error);
   auto parsed = ParseChatRequest(*body, context.limits, context.bounds());
   if (!parsed.ok()) return ErrorReply(parsed.error());
   const GenerationFields& fields = parsed->fields;
   if (auto error = CheckModel(context, fields.model)) return ErrorReply(*error);
+  auto made = MakeGenerationInput(context, fields, request.caller.scope);
+  if (!made.ok()) return ErrorReply(made.error());
   auto prompt = ChatPrompt(context, parsed->input);
   if (!prompt.ok()) return ErrorReply(prompt.error());
 
-  GenerationInput input = MakeGenerationInput(context, fields, request.caller.scope);
+  GenerationInput& input = *made;
   input.prompt = std::move(*prompt);
   input.sampling.max_tokens = MaxTokens(context, fields);
   input.sampling.logprobs = parsed->logprobs ? parsed->top_logprobs : -1;

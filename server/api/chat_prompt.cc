@@ -72,9 +72,13 @@ std::optional<ApiError> CheckModel(const ApiContext& context, const std::string&
                   "The model '" + name.substr(0, 256) + "' is not served here.", "model"};
 }
 
-GenerationInput MakeGenerationInput(const ApiContext& context, const GenerationFields& fields,
-                                    CacheScope scope) {
+ApiResult<GenerationInput> MakeGenerationInput(const ApiContext& context,
+                                               const GenerationFields& fields, CacheScope scope) {
+  auto sparse = GrantSparse(context.sparse, fields.sparse);
+  if (!sparse.ok()) return sparse.error();
   GenerationInput input;
+  input.sparse = std::move(sparse->options);
+  if (fields.sparse.usage) input.sparse_usage_of = std::move(sparse->profile);
   input.sampling = fields.sampling;
   input.has_seed = fields.has_seed;
   input.n = fields.n;

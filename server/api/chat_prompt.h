@@ -21,8 +21,8 @@ ApiResult<std::vector<TokenId>> ChatPrompt(const ApiContext& context, const Chat
 // kModelNotFound unless `name` is served.
 std::optional<ApiError> CheckModel(const ApiContext& context, const std::string& name);
 
-// What of a request does not depend on the endpoint.
-GenerationInput MakeGenerationInput(const ApiContext& context, const GenerationFields& fields,
-                                    CacheScope scope);
+// What of a request does not depend on the endpoint. Errors are those of GrantSparse.
+ApiResult<GenerationInput> MakeGenerationInput(const ApiContext& context,
+                                               const GenerationFields& fields, CacheScope scope);
 
 }  // namespace lacuna::server

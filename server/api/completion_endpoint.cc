@@ -119,8 +119,8 @@ ApiResult<PreparedPrompt> Prepare(const ApiContext& context, const CompletionReq
 }
 
 ApiResult<std::vector<Choice>> Start(ApiContext& context, const CompletionRequest& request,
-                                     const std::vector<PreparedPrompt>& prompts, CacheScope scope) {
-  GenerationInput input = MakeGenerationInput(context, request.fields, scope);
+                                     const std::vector<PreparedPrompt>& prompts,
+                                     GenerationInput input) {
   input.sampling.max_tokens = static_cast<int32_t>(*request.fields.max_tokens);
   input.sampling.logprobs = request.logprobs;
   if (request.echo && request.logprobs >= 0) input.prompt_logprobs = request.logprobs;
@@ -142,17 +142,20 @@ HandlerResult PostCompletions(ApiContext& context, const HttpRequest& request) {
   auto body =
       ParseJsonObject(request.body, {context.limits.json_depth_max, context.limits.json_nodes_max});
   if (!body.ok()) return ErrorReply(body.error());
+  if (auto error = AddSparseHeaders(request, *body)) return ErrorReply(*error);
   auto parsed = ParseCompletionRequest(*body, context.limits, context.bounds());
   if (!parsed.ok()) return ErrorReply(parsed.error());
   const GenerationFields& fields = parsed->fields;
   if (auto error = CheckModel(context, fields.model)) return ErrorReply(*error);
+  auto input = MakeGenerationInput(context, fields, request.caller.scope);
+  if (!input.ok()) return ErrorReply(input.error());
   std::vector<PreparedPrompt> prompts;
   for (const CompletionRequest::Prompt& prompt : parsed->prompts) {
     auto prepared = Prepare(context, *parsed, prompt);
     if (!prepared.ok()) return ErrorReply(prepared.error());
     prompts.push_back(std::move(*prepared));
   }
-  auto choices = Start(context, *parsed, prompts, request.caller.scope);
+  auto choices = Start(context, *parsed, prompts, std::move(*input));
   if (!choices.ok()) return ErrorReply(choices.error());
 
   Responder::Header header{"cmpl-" + RandomHex(24), "text_completion", fields.model,

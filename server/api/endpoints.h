@@ -14,6 +14,7 @@ HandlerResult PostTokenize(ApiContext& context, const HttpRequest& request);
 HandlerResult PostDetokenize(ApiContext& context, const HttpRequest& request);
 HandlerResult GetModels(ApiContext& context, const HttpRequest& request);
 HandlerResult GetModel(ApiContext& context, const HttpRequest& request);
+HandlerResult GetSparseProfiles(ApiContext& context, const HttpRequest& request);
 HandlerResult GetLive(ApiContext& context, const HttpRequest& request);
 HandlerResult GetHealth(ApiContext& context, const HttpRequest& request);
 HandlerResult GetReady(ApiContext& context, const HttpRequest& request);

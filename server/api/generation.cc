@@ -60,7 +60,8 @@ Choice::Choice(engine::RequestStream stream, const Tokenizer& tokenizer,
       detokenizer_(tokenizer, input.skip_special_tokens),
       stop_matcher_(input.stop, input.include_stop),
       metrics_(metrics),
-      min_tokens_(input.sampling.min_tokens) {}
+      min_tokens_(input.sampling.min_tokens),
+      sparse_usage_of_(input.sparse_usage_of) {}
 
 Choice::Choice(Choice&& other) noexcept
     : stream_(std::move(other.stream_)),
@@ -68,6 +69,7 @@ Choice::Choice(Choice&& other) noexcept
       stop_matcher_(std::move(other.stop_matcher_)),
       metrics_(std::exchange(other.metrics_, nullptr)),
       min_tokens_(other.min_tokens_),
+      sparse_usage_of_(std::move(other.sparse_usage_of_)),
       tokens_(other.tokens_),
       stopped_(other.stopped_),
       matched_stop_(std::move(other.matched_stop_)),
@@ -133,6 +135,7 @@ void Choice::OnToken(engine::TokenEvent event, Delta& delta) {
 
 void Choice::OnTerminal(Outcome outcome, Delta& delta) {
   done_ = true;
+  outcome.sparse_usage_of = sparse_usage_of_;
   if (!stopped_ && outcome.error.ok()) {
     StopMatcher::Output out = stop_matcher_.Push(detokenizer_.Flush());
     delta.text = std::move(out.text);
@@ -167,6 +170,7 @@ Result<std::vector<Choice>> StartGeneration(engine::Engine& engine, const Tokeni
   request.sampling.max_tokens = max_tokens;
   request.priority = input.priority;
   request.deadline = input.deadline;
+  request.sparse = input.sparse;
   const uint64_t seed = input.has_seed ? input.sampling.seed : RandomSeed();
 
   // All streams first: a refusal drops those before it, which cancels them, and no choice that

@@ -12,6 +12,7 @@
 
 #include "engine/engine.h"
 #include "engine/event.h"
+#include "engine/request.h"
 #include "engine/sample/params.h"
 #include "kernels/core/clock.h"
 #include "kernels/core/ids.h"
@@ -38,6 +39,8 @@ struct GenerationInput final {
   int32_t priority = 0;
   std::optional<TimePoint> deadline;
   CacheScope scope;
+  engine::SparseOptions sparse;
+  std::string sparse_usage_of;  // the profile's name, when its usage is to be told; else empty
 };
 
 // How a choice ended.
@@ -47,6 +50,7 @@ struct Outcome final {
   std::string matched_stop;   // the stop string that ended it
   TokenId stop_token = -1;    // the eos or stop token that ended it
   engine::Usage usage;
+  std::string sparse_usage_of;  // see GenerationInput
   engine::Timing timing;
 };
 
@@ -85,6 +89,7 @@ class Choice final {
   StopMatcher stop_matcher_;
   Metrics* metrics_;  // null once moved from or done
   int64_t min_tokens_;
+  std::string sparse_usage_of_;
   int64_t tokens_ = 0;
   bool stopped_ = false;  // a stop string was met; the engine has been told to cancel
   std::string matched_stop_;

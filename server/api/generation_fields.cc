@@ -172,14 +172,15 @@ GenerationFields ReadGenerationFields(FieldReader& reader, const ApiLimits& limi
   reader.Bool("include_stop_str_in_output", fields.include_stop);
   reader.Bool("skip_special_tokens", fields.skip_special_tokens);
   reader.String("cache_salt", 256, fields.cache_salt);
+  fields.sparse = ReadSparseFields(reader);
   reader.Ignore({"user", "metadata", "store", "safety_identifier", "prompt_cache_key",
                  "prompt_cache_retention", "prompt_cache_options", "service_tier",
                  "spaces_between_special_tokens", "request_id"});
   // What would change the text and cannot be honoured must not be dropped silently.
   reader.Refuse({"guided_json", "guided_regex", "guided_choice", "guided_grammar",
                  "structured_outputs", "grammar", "json_schema", "regex", "ebnf", "use_beam_search",
-                 "truncate_prompt_tokens", "logits_processors", "kv_transfer_params", "sparse",
-                 "bad_words", "lora"});
+                 "truncate_prompt_tokens", "logits_processors", "kv_transfer_params", "bad_words",
+                 "lora"});
   return fields;
 }
 

@@ -9,6 +9,7 @@
 #include "engine/sample/params.h"
 #include "server/api/api_limits.h"
 #include "server/api/field_reader.h"
+#include "server/api/sparse_fields.h"
 
 namespace lacuna::server {
 
@@ -27,6 +28,7 @@ struct GenerationFields final {
   int32_t priority = 0;
   int64_t deadline_ms = 0;  // 0: the server's
   std::string cache_salt;
+  SparseFields sparse;
 };
 
 // What a request must not exceed besides ApiLimits.

@@ -14,6 +14,8 @@ struct HttpRequest final {
   std::string path;  // without the query, not decoded
   std::string body;
   Caller caller;
+  // X-Lacuna-Sparse-Profile, X-Lacuna-Sparse-Budget-Tokens; empty: not sent.
+  std::string sparse_profile{}, sparse_budget_tokens{};
 };
 
 struct HttpReply final {

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "server/api/sparse_fields.h"
+
 namespace lacuna::server {
 namespace {
 
@@ -47,7 +49,10 @@ bool Responder::Pump(std::string& out) {
       }
       Begin(out);
       usages_[i].completion_tokens += static_cast<int64_t>(delta->tokens.size());
-      if (delta->outcome) usages_[i] = delta->outcome->usage;
+      if (delta->outcome) {
+        usages_[i] = delta->outcome->usage;
+        sparse_usage_of_ = delta->outcome->sparse_usage_of;
+      }
       OnDelta(i, *delta, out);
     }
   }
@@ -114,15 +119,20 @@ ordered_json Responder::UsageJson() const {
   engine::Usage sum;
   for (size_t i = 0; i < usages_.size(); ++i) {
     sum.completion_tokens += usages_[i].completion_tokens;
+    AddSparseUsage(usages_[i].sparse, sum.sparse);
     if (i % static_cast<size_t>(shape_.n) != 0) continue;
     sum.prompt_tokens += usages_[i].prompt_tokens;
     sum.cached_tokens += usages_[i].cached_tokens;
   }
-  return {{"prompt_tokens", sum.prompt_tokens},
-          {"completion_tokens", sum.completion_tokens},
-          {"total_tokens", sum.prompt_tokens + sum.completion_tokens},
-          {"prompt_tokens_details", {{"cached_tokens", sum.cached_tokens}}},
-          {"completion_tokens_details", {{"reasoning_tokens", 0}}}};
+  ordered_json usage = {{"prompt_tokens", sum.prompt_tokens},
+                        {"completion_tokens", sum.completion_tokens},
+                        {"total_tokens", sum.prompt_tokens + sum.completion_tokens},
+                        {"prompt_tokens_details", {{"cached_tokens", sum.cached_tokens}}},
+                        {"completion_tokens_details", {{"reasoning_tokens", 0}}}};
+  if (complete_ && !sparse_usage_of_.empty()) {
+    usage["sparse"] = SparseUsageJson(sparse_usage_of_, sum.sparse);
+  }
+  return usage;
 }
 
 }  // namespace lacuna::server

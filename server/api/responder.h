@@ -77,6 +77,7 @@ class Responder {
   const Shape shape_;
   std::vector<Choice> choices_;
   std::vector<engine::Usage> usages_;  // one per choice
+  std::string sparse_usage_of_;        // of the choices that ended; see GenerationInput
   std::optional<ApiError> error_;
   bool begun_ = false;
   bool complete_ = false;

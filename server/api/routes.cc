@@ -12,6 +12,7 @@ constexpr std::array kRoutes = {
     Route{"POST", "/detokenize", Auth::kKey, true, PostDetokenize},
     Route{"GET", "/v1/models", Auth::kKey, false, GetModels},
     Route{"GET", "/v1/models/", Auth::kKey, false, GetModel},
+    Route{"GET", "/v1/sparse/profiles", Auth::kKey, false, GetSparseProfiles},
     Route{"GET", "/v1/loads", Auth::kKey, false, GetLoads},
     Route{"GET", "/version", Auth::kKey, false, GetVersion},
     Route{"GET", "/metrics", Auth::kMetrics, false, GetMetrics},

@@ -1,5 +1,6 @@
 // What tells about the server: models, liveness, readiness, version, load, metrics.
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "server/api/endpoints.h"
@@ -50,6 +51,25 @@ std::string PercentDecode(std::string_view text) {
   return out;
 }
 
+ordered_json Bound(double value) {
+  return std::isfinite(value) ? ordered_json(value) : ordered_json(nullptr);
+}
+
+ordered_json ProfileCard(const ProfileInfo& profile) {
+  ordered_json dials = ordered_json::array();
+  for (const ProfileInfo::Dial& dial : profile.dials) {
+    dials.push_back({{"name", dial.name},
+                     {"meaning", dial.meaning},
+                     {"value", dial.value},
+                     {"min", Bound(dial.min)},
+                     {"max", Bound(dial.max)},
+                     {"whole", dial.whole}});
+  }
+  return {
+      {"id", profile.name},         {"object", "sparse.profile"}, {"default", profile.is_default},
+      {"summary", profile.summary}, {"paper", profile.paper},     {"dials", std::move(dials)}};
+}
+
 HttpReply NotReady(const ApiContext& context) {
   if (!context.engine.healthy()) {
     return ErrorReply({ErrorKind::kEngineDown, "The device failed; restart the server.", {}});
@@ -73,6 +93,23 @@ HandlerResult GetModel(ApiContext& context, const HttpRequest& request) {
                        "The model '" + name.substr(0, 256) + "' is not served here.", "model"});
   }
   return JsonReply(ModelCard(context, name));
+}
+
+// What requests may say in `sparse`, and why the other profiles are not there.
+HandlerResult GetSparseProfiles(ApiContext& context, const HttpRequest&) {
+  ordered_json data = ordered_json::array(), left_out = ordered_json::array();
+  const SparseService* sparse = context.sparse;
+  if (sparse != nullptr) {
+    for (const ProfileInfo& profile : sparse->profiles()) data.push_back(ProfileCard(profile));
+    for (const SparseService::LeftOut& one : sparse->left_out()) {
+      left_out.push_back({{"id", one.name}, {"reason", one.reason}});
+    }
+  }
+  return JsonReply({{"object", "list"},
+                    {"default", sparse == nullptr ? kDenseProfile : sparse->default_profile()},
+                    {"dense_allowed", sparse == nullptr || sparse->dense_allowed()},
+                    {"data", std::move(data)},
+                    {"left_out", std::move(left_out)}});
 }
 
 HandlerResult GetLive(ApiContext&, const HttpRequest&) { return JsonReply({{"status", "ok"}}); }

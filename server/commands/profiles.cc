@@ -1,22 +1,16 @@
 #include "server/commands/profiles.h"
 
 #include <cstdlib>
-#include <fstream>
-#include <iterator>
 #include <optional>
 
 #include "engine/model/load_model.h"
 #include "kvcache/sparse/profile_pages.h"
 #include "kvcache/sparse/resolve.h"
 #include "server/commands/served_model.h"
+#include "server/sparse/profile_files.h"
 
 namespace lacuna::server {
 namespace {
-
-using kvcache::ArtefactKind;
-
-// A file that `lacuna calibrate` writes into a model's folder.
-constexpr const char* kArtefactsFile = "lacuna-sparse.json";
 
 bool TellErrors(const std::vector<std::string>& errors, std::ostream& err) {
   for (const std::string& error : errors) err << error << "\n";
@@ -28,88 +22,29 @@ int Fail(const Status& status, std::ostream& err) {
   return 2;
 }
 
-Result<kvcache::ProfileSet::Loaded> LoadProfiles(const std::string& folder) {
-  std::vector<kvcache::ProfileText> texts = kvcache::ShippedProfiles();
-  if (!folder.empty()) {
-    LACUNA_ASSIGN_OR_RETURN(std::vector<kvcache::ProfileText> more,
-                            kvcache::ReadProfileFolder(folder));
-    texts.insert(texts.end(), more.begin(), more.end());
-  }
-  return kvcache::ProfileSet::Load(texts);
-}
-
 Result<kvcache::AttentionShape> ReadAttentionShape(const std::string& model, int page_tokens) {
   engine::ModelConfig config;
   if (model.empty()) {
     LACUNA_ASSIGN_OR_RETURN(std::unique_ptr<engine::Folder> folder, OpenModelFolder(""));
-    LACUNA_ASSIGN_OR_RETURN(std::unique_ptr<engine::MappedFile> file,
-                            folder->Map("config.json", engine::kJsonFileBytesMax));
-    LACUNA_ASSIGN_OR_RETURN(config, engine::ParseModelConfig(file->text(), ""));
+    LACUNA_ASSIGN_OR_RETURN(config, FolderShape(*folder));
   } else {
     LACUNA_ASSIGN_OR_RETURN(config, engine::ReadShape(model));
   }
-  return kvcache::AttentionShape{.layers = static_cast<int32_t>(config.layers),
-                                 .q_heads = static_cast<int32_t>(config.q_heads),
-                                 .kv_heads = static_cast<int32_t>(config.kv_heads),
-                                 .head_dim = static_cast<int32_t>(config.head_dim),
-                                 .page_tokens = page_tokens,
-                                 .layer_window_tokens = config.layer_window};
+  return AttentionShapeOf(config, page_tokens);
 }
 
-std::optional<std::string> FileText(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return std::nullopt;
-  return std::string(std::istreambuf_iterator<char>(file), {});
-}
-
-std::string FileOf(const kvcache::SparseProfile& profile, ArtefactKind kind) {
-  const kvcache::ArtefactFileOptions& files = profile.artefacts;
-  switch (kind) {
-    case ArtefactKind::kHeadScores:
-      return files.head_scores;
-    case ArtefactKind::kPatterns:
-      return files.patterns;
-    case ArtefactKind::kSpans:
-      return files.spans;
-    case ArtefactKind::kChannels:
-      return files.channels;
-    case ArtefactKind::kPlannerLayers:
-      return files.planner_layers;
-    case ArtefactKind::kPrefillP:
-      return files.prefill_p;
-    case ArtefactKind::kThresholds:
-      return files.thresholds;
-  }
-  return "";
-}
-
-// The tables that the profile needs, each from the file it names, else from --artefacts, else from
-// the model's folder. One that is nowhere stays absent, which ResolvePlan reports.
-Result<kvcache::SparseArtefacts> ReadNeeded(const ShowProfileOptions& options,
-                                            const kvcache::SparseProfile& profile,
-                                            const kvcache::AttentionShape& shape) {
-  kvcache::SparseArtefacts artefacts;
-  std::string path = options.artefacts;
-  if (path.empty() && !options.model.empty()) path = options.model + "/" + kArtefactsFile;
-  if (const auto text = FileText(path)) {
-    const std::vector<ArtefactKind> needed = kvcache::NeededArtefacts(profile);
-    const bool container = text->find("lacuna-sparse-artefacts") != std::string::npos;
-    if (container || needed.size() != 1) {
-      LACUNA_ASSIGN_OR_RETURN(artefacts, kvcache::ReadArtefacts(*text, path, shape));
-    } else {
-      LACUNA_RETURN_IF_ERROR(kvcache::ReadArtefact(needed[0], *text, path, shape, artefacts));
+// Of --artefacts, else of the model's folder, else of the embedded model.
+Result<std::optional<ArtefactText>> CommonArtefacts(const ShowProfileOptions& options) {
+  if (!options.artefacts.empty()) {
+    std::optional<ArtefactText> text = ReadArtefactText(options.artefacts);
+    if (!text) {
+      return InvalidArgument(options.artefacts + ": got no such file, need a readable one");
     }
-  } else if (!options.artefacts.empty()) {
-    return InvalidArgument(path + ": got no such file, need a readable one");
+    return text;
   }
-  for (const ArtefactKind kind : kvcache::NeededArtefacts(profile)) {
-    const std::string file = FileOf(profile, kind);
-    if (file.empty()) continue;
-    const auto text = FileText(file);
-    if (!text) return InvalidArgument(file + ": got no such file, need a readable one");
-    LACUNA_RETURN_IF_ERROR(kvcache::ReadArtefact(kind, *text, file, shape, artefacts));
-  }
-  return artefacts;
+  if (!options.model.empty()) return ReadArtefactText(options.model + "/" + kArtefactsFile);
+  LACUNA_ASSIGN_OR_RETURN(std::unique_ptr<engine::Folder> folder, OpenModelFolder(""));
+  return FolderArtefacts(*folder);
 }
 
 Result<std::vector<kvcache::DialValue>> ParseDials(const std::vector<std::string>& texts) {
@@ -158,7 +93,9 @@ int RunShowProfile(const ShowProfileOptions& options, std::ostream& out, std::os
   const Result<kvcache::AttentionShape> shape =
       ReadAttentionShape(options.model, options.page_tokens);
   if (!shape.ok()) return Fail(shape.status(), err);
-  const Result<kvcache::SparseArtefacts> artefacts = ReadNeeded(options, dialed.profile, *shape);
+  const Result<std::optional<ArtefactText>> common = CommonArtefacts(options);
+  if (!common.ok()) return Fail(common.status(), err);
+  const auto artefacts = ReadNeededArtefacts(dialed.profile, *shape, *common);
   if (!artefacts.ok()) return Fail(artefacts.status(), err);
 
   out << kvcache::DescribeProfile(dialed.profile) << "\n";

@@ -16,6 +16,7 @@
 #include "server/api/api_context.h"
 #include "server/commands/device_options.h"
 #include "server/commands/served_model.h"
+#include "server/commands/sparse_setup.h"
 #include "server/commands/version.h"
 #include "server/config/server_config.h"
 #include "server/grpc/grpc_server.h"
@@ -43,6 +44,7 @@ std::vector<std::string> Overrides(const ServeOptions& options) {
       {"model.load_format=", &options.load_format},
       {"device.kind=", &options.device},
       {"device.precision=", &options.precision},
+      {"sparse.profile=", &options.sparse_profile},
   };
   for (const auto& [key, value] : values) {
     if (!value->empty()) all.push_back(key + *value);
@@ -84,6 +86,7 @@ Result<std::unique_ptr<kernels::Backend>> BackendFrom(const ServerConfig& config
 struct Stack final {
   SteadyClock clock;
   ServedModel served;
+  std::unique_ptr<SparseService> sparse;
   engine::Assembly assembly;
   std::unique_ptr<Admit> admit;
   std::unique_ptr<Metrics> metrics;
@@ -114,6 +117,7 @@ std::unique_ptr<ApiContext> MakeApiContext(const ServerConfig& config, Stack& st
       .metrics = *stack.metrics,
       .text_workers = *stack.text_workers,
       .limits = config.limits,
+      .sparse = stack.sparse.get(),
       .model_name = name,
       .aliases = config.model.aliases,
       .bos_token = stack.served.bos_token,
@@ -126,23 +130,44 @@ std::unique_ptr<ApiContext> MakeApiContext(const ServerConfig& config, Stack& st
   });
 }
 
-// The model's texts, and how to load its weights: of the folder, or random ones of a shape.
-Result<engine::ModelLoader> OpenModel(const ModelOptions& model, int64_t context_tokens,
-                                      ServedModel& served) {
+// What is known of a model before its weights are there.
+struct OpenedModel final {
+  engine::ModelLoader load;  // of the folder, or random weights of a shape
+  engine::ModelConfig shape;
+  std::optional<ArtefactText> artefacts;
+};
+
+Result<OpenedModel> OpenModel(const ModelOptions& model, int64_t context_tokens,
+                              ServedModel& served) {
   const bool dummy = model.load_format == "dummy";
   LACUNA_ASSIGN_OR_RETURN(std::shared_ptr<engine::Folder> folder,
                           OpenModelFolder(dummy ? "" : model.path));
   LACUNA_ASSIGN_OR_RETURN(served, LoadServedModel(*folder));
+  OpenedModel opened;
   if (!dummy) {
-    return engine::ModelLoader([folder = std::move(folder), context_tokens](auto& backend) {
+    LACUNA_ASSIGN_OR_RETURN(opened.shape, FolderShape(*folder));
+    LACUNA_ASSIGN_OR_RETURN(opened.artefacts, FolderArtefacts(*folder));
+    opened.load = [folder = std::move(folder), context_tokens](auto& backend) {
       return engine::LoadModel(*folder, backend, context_tokens);
-    });
+    };
+    return opened;
   }
-  LACUNA_ASSIGN_OR_RETURN(engine::ModelConfig shape, engine::ReadShape(model.path));
+  LACUNA_ASSIGN_OR_RETURN(opened.shape, engine::ReadShape(model.path));
   served.name = std::filesystem::path(model.path).stem().string();
-  return engine::ModelLoader([shape = std::move(shape), context_tokens](auto& backend) {
+  opened.load = [shape = opened.shape, context_tokens](auto& backend) {
     return engine::MakeRandomModel(shape, kDummySeed, backend, context_tokens);
-  });
+  };
+  return opened;
+}
+
+Result<std::unique_ptr<SparseService>> MakeSparse(const ServerConfig& config, OpenedModel& model,
+                                                  const kernels::Backend& backend) {
+  return MakeSparseService(config.sparse,
+                           {.shape = AttentionShapeOf(model.shape, config.kv.page_tokens),
+                            .artefacts = std::move(model.artefacts),
+                            .has_sparse_ops = backend.has_sparse_ops(),
+                            .backend = std::string(backend.name()),
+                            .kv_element_bytes = config.device.precision == "fp32" ? 4 : 2});
 }
 
 int ExitCodeOf(const Status& status) {
@@ -161,13 +186,24 @@ int Load(const ServerConfig& config, const ServeOptions& options, Stack& stack, 
   if (!admit.ok()) return fail(kExitConfig, admit.status());
   stack.admit = std::move(*admit);
 
-  const auto loader = OpenModel(config.model, config.engine.context_tokens_max, stack.served);
-  if (!loader.ok()) return fail(kExitModel, loader.status());
+  auto model = OpenModel(config.model, config.engine.context_tokens_max, stack.served);
+  if (!model.ok()) return fail(kExitModel, model.status());
   auto backend = BackendFrom(config);
   if (!backend.ok()) return fail(ExitCodeOf(backend.status()), backend.status());
-  auto assembly = engine::Assemble(
-      std::move(*backend), *loader,
-      {.engine = config.engine, .kv = config.kv, .wrap_runner = options.wrap_runner}, stack.clock);
+  auto sparse = MakeSparse(config, *model, **backend);
+  if (!sparse.ok()) {
+    err << (options.config.empty() ? "defaults" : options.config) << ": "
+        << sparse.status().message() << std::endl;
+    return kExitConfig;
+  }
+  stack.sparse = std::move(*sparse);
+  auto assembly = engine::Assemble(std::move(*backend), model->load,
+                                   {.engine = config.engine,
+                                    .kv = config.kv,
+                                    .plans = stack.sparse->plans(),
+                                    .residency = stack.sparse->residency(),
+                                    .wrap_runner = options.wrap_runner},
+                                   stack.clock);
   if (!assembly.ok()) return fail(ExitCodeOf(assembly.status()), assembly.status());
   stack.assembly = std::move(*assembly);
   const int64_t vocab_size = stack.assembly.model->info().vocab_size;
@@ -191,6 +227,7 @@ void LogStart(const Stack& stack) {
   spdlog::info("backend {}, {} threads; KV {} pages, {:.1f} MiB", stack.assembly.backend->name(),
                stack.assembly.backend->threads(), pages,
                static_cast<double>(stack.assembly.storage->bytes()) / 0x1p20);
+  LogSparse(*stack.sparse);
   if (stack.api->chat_template == nullptr) {
     spdlog::warn("the model has no chat template: /v1/chat/completions answers 400");
   }

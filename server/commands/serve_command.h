@@ -19,8 +19,9 @@ namespace lacuna::server {
 
 struct ServeOptions final {
   std::string model;        // folder; empty: the config's, or the embedded model
-  std::string load_format;  // these three empty: the config's
+  std::string load_format;  // these empty: the config's
   std::string device, precision;
+  std::string sparse_profile;
   std::string config;  // file; empty: defaults
   std::string host;    // of both listeners; empty: the config's
   std::optional<int> port, grpc_port;

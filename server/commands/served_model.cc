@@ -58,6 +58,26 @@ Result<std::unique_ptr<engine::Folder>> OpenModelFolder(const std::string& path)
   return engine::Folder::InMemory(std::string(models::kEmbeddedName), std::move(files));
 }
 
+Result<engine::ModelConfig> FolderShape(const engine::Folder& folder) {
+  LACUNA_ASSIGN_OR_RETURN(const auto file, folder.Map("config.json", engine::kJsonFileBytesMax));
+  return engine::ParseModelConfig(file->text(), "");
+}
+
+kvcache::AttentionShape AttentionShapeOf(const engine::ModelConfig& config, int64_t page_tokens) {
+  return {.layers = static_cast<int32_t>(config.layers),
+          .q_heads = static_cast<int32_t>(config.q_heads),
+          .kv_heads = static_cast<int32_t>(config.kv_heads),
+          .head_dim = static_cast<int32_t>(config.head_dim),
+          .page_tokens = static_cast<int32_t>(page_tokens),
+          .layer_window_tokens = config.layer_window};
+}
+
+Result<std::optional<ArtefactText>> FolderArtefacts(const engine::Folder& folder) {
+  LACUNA_ASSIGN_OR_RETURN(const auto file, MapIfThere(folder, kArtefactsFile));
+  if (file == nullptr) return std::optional<ArtefactText>();
+  return std::optional<ArtefactText>({kArtefactsFile, std::string(file->text())});
+}
+
 Result<ServedModel> LoadServedModel(const engine::Folder& folder) {
   ServedModel served;
   std::filesystem::path path(folder.path());

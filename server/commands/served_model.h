@@ -3,10 +3,14 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "engine/loader/mapped_file.h"
+#include "engine/loader/model_config.h"
 #include "kernels/core/status.h"
+#include "kvcache/sparse/artefacts.h"
+#include "server/sparse/profile_files.h"
 #include "server/text/chat_template.h"
 #include "server/text/tokenizer.h"
 
@@ -26,5 +30,14 @@ Result<std::unique_ptr<engine::Folder>> OpenModelFolder(const std::string& path)
 // template that lies in tokenizer_config.json as a list counts by its entry "default". Errors name
 // the file.
 Result<ServedModel> LoadServedModel(const engine::Folder& folder);
+
+// config.json.
+Result<engine::ModelConfig> FolderShape(const engine::Folder& folder);
+
+// What the sparse runtime must know of the model.
+kvcache::AttentionShape AttentionShapeOf(const engine::ModelConfig& config, int64_t page_tokens);
+
+// What was measured of the model, if its folder has it.
+Result<std::optional<ArtefactText>> FolderArtefacts(const engine::Folder& folder);
 
 }  // namespace lacuna::server

@@ -64,6 +64,18 @@ void CheckNames(const ModelOptions& model, ConfigErrors& errors) {
   }
 }
 
+void CheckSparse(const SparseConfig& sparse, ConfigErrors& errors) {
+  if (sparse.mass_floor > 0 && sparse.audit_fraction == 0) {
+    errors.Add("sparse.mass_floor", ConfigJson(sparse.mass_floor).dump(),
+               "0, or sparse.audit_fraction above 0");
+  }
+  const bool dense = sparse.profile.empty() || sparse.profile == kDenseProfile;
+  if (dense && !sparse.store_streaming_heads) {
+    errors.Add("sparse.store_streaming_heads", "false",
+               "true, or a sparse.profile with streaming heads");
+  }
+}
+
 }  // namespace
 
 bool IsLoopbackHost(std::string_view host) {
@@ -75,6 +87,7 @@ bool IsLoopbackHost(std::string_view host) {
 void CheckAcrossKeys(const ServerConfig& config, ConfigErrors& errors) {
   CheckNames(config.model, errors);
   CheckEngine(config, errors);
+  CheckSparse(config.sparse, errors);
   CheckListener("http", config.http.host, config.admit, errors);
   if (config.grpc.enabled) {
     CheckListener("grpc", config.grpc.host, config.admit, errors);

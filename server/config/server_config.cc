@@ -8,6 +8,7 @@
 
 #include "kernels/core/field_reader.h"
 #include "server/config/cross_checks.h"
+#include "server/sparse/profile_files.h"
 
 namespace lacuna::server {
 namespace {
@@ -78,6 +79,8 @@ std::vector<BoundSection> Bind(ServerConfig& config) {
       {"limits", "Bounds of every field of a request, over HTTP and gRPC alike.",
        BindFields(ApiLimitFields(), config.limits)},
       {"admit", "Who may call, and how often.", BindFields(AdmitFields(), config.admit)},
+      {"sparse", "Sparse attention: what requests get, and may ask for (docs/profiles.md).",
+       BindFields(SparseConfigFields(), config.sparse)},
       {"log", "Logs; they hold no prompt and no key.", BindFields(LogFields(), config.log)},
   };
 }
@@ -112,7 +115,41 @@ std::string Quoted(const std::string& text) {
   return ConfigJson(text).dump(-1, ' ', true, ConfigJson::error_handler_t::replace);
 }
 
+bool IsReadable(const std::string& path) {
+  std::error_code ignored;
+  return !std::filesystem::is_directory(path, ignored) && std::ifstream(path).good();
+}
+
+// The names of profiles; whether the model can run them shows when it is loaded.
+void CheckSparseFiles(const SparseConfig& config, ConfigErrors& errors) {
+  if (!config.artefacts.empty() && !IsReadable(config.artefacts)) {
+    errors.Add("sparse.artefacts", Quoted(config.artefacts), "a readable file");
+  }
+  const auto loaded = LoadProfiles(config.profile_dir);
+  if (!loaded.ok()) {
+    errors.AddLine("sparse.profile_dir: " + loaded.status().message());
+    return;
+  }
+  const auto check = [&](const char* key, const std::string& name) {
+    const auto found = loaded->set.Get(name);
+    if (found.ok()) return;
+    const std::string prefix = name + ": ";  // why a profile of that name is not in the set
+    for (const std::string& line : loaded->errors) {
+      if (line.starts_with(prefix)) return errors.AddLine(std::string(key) + ": " + line);
+    }
+    const std::string& text = found.status().message();  // "profile: got X, need Y"
+    errors.AddLine(key + text.substr(text.find(':')));
+  };
+  if (!config.profile.empty() && config.profile != kDenseProfile) {
+    check("sparse.profile", config.profile);
+  }
+  for (const std::string& name : config.profiles) {
+    if (name != "all" && name != kDenseProfile) check("sparse.profiles", name);
+  }
+}
+
 void CheckFiles(const ServerConfig& config, ConfigErrors& errors) {
+  CheckSparseFiles(config.sparse, errors);
   std::error_code ignored;
   const std::string& model = config.model.path;
   const bool dummy = config.model.load_format == "dummy";
@@ -122,7 +159,7 @@ void CheckFiles(const ServerConfig& config, ConfigErrors& errors) {
     errors.Add("model.path", Quoted(model), "an existing folder");
   }
   const std::string& keys = config.admit.api_keys_file;
-  if (!keys.empty() && (std::filesystem::is_directory(keys, ignored) || !std::ifstream(keys))) {
+  if (!keys.empty() && !IsReadable(keys)) {
     errors.Add("admit.api_keys_file", Quoted(keys), "a readable file");
   }
 }

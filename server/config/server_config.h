@@ -16,6 +16,7 @@
 #include "server/api/api_limits.h"
 #include "server/grpc/grpc_options.h"
 #include "server/http/http_options.h"
+#include "server/sparse/sparse_config.h"
 
 namespace lacuna::server {
 
@@ -53,6 +54,7 @@ struct ServerConfig final {
   GrpcOptions grpc;
   ApiLimits limits;
   AdmitOptions admit;
+  SparseConfig sparse;
   LogOptions log;
 };
 

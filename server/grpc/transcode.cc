@@ -7,6 +7,7 @@
 
 #include "server/api/chat_prompt.h"
 #include "server/api/completion_request.h"
+#include "server/api/sparse_fields.h"
 
 namespace lacuna::server {
 namespace {
@@ -64,6 +65,28 @@ json CommonBody(const ApiContext& context, const v1::GenerateRequest& request) {
   return body;
 }
 
+ApiResult<json> SparseBody(const v1::Sparse& sparse) {
+  json body = json::object();
+  for (const auto& [name, value] : sparse.dials()) {
+    if (IsSparseKey(name)) {
+      return ApiError{ErrorKind::kBadValue, "'" + name + "' is a field of its own and no dial.",
+                      "sparse.dials"};
+    }
+    body[name] = value;
+  }
+  if (sparse.has_profile()) body["profile"] = sparse.profile();
+  if (sparse.mode() == v1::SPARSE_MODE_DENSE) {
+    body["mode"] = "dense";
+  } else if (sparse.mode() != v1::SPARSE_MODE_UNSPECIFIED) {
+    return ApiError{ErrorKind::kBadValue, "'sparse.mode' must be one of SparseMode's.",
+                    "sparse.mode"};
+  }
+  if (sparse.has_audit_fraction()) body["audit_fraction"] = sparse.audit_fraction();
+  if (sparse.has_mass_floor()) body["mass_floor"] = sparse.mass_floor();
+  if (sparse.has_usage()) body["usage"] = sparse.usage();
+  return body;
+}
+
 void AddChat(const v1::Chat& chat, json& body) {
   body["messages"] = json::array();
   for (const v1::ChatMessage& message : chat.messages()) {
@@ -96,19 +119,21 @@ ApiResult<GenerationInput> FromPrompt(const ApiContext& context, json body,
   auto parsed = ParseCompletionRequest(body, context.limits, context.bounds());
   if (!parsed.ok()) return Renamed(parsed.error(), request);
   if (auto error = CheckModel(context, parsed->fields.model)) return *error;
-  GenerationInput input = MakeGenerationInput(context, parsed->fields, scope);
+  auto made = MakeGenerationInput(context, parsed->fields, scope);
+  if (!made.ok()) return made.error();
+  GenerationInput& input = *made;
   input.sampling.max_tokens = static_cast<int32_t>(*parsed->fields.max_tokens);
   input.sampling.logprobs = parsed->logprobs;
   if (auto* ids = std::get_if<std::vector<TokenId>>(&parsed->prompts.front())) {
     input.prompt = std::move(*ids);
-    return input;
+    return made;
   }
   auto tokens = context.tokenizer.Encode(std::get<std::string>(parsed->prompts.front()),
                                          {.add_special_tokens = parsed->add_special_tokens});
   if (!tokens.ok()) return FromStatus(tokens.status(), "text");
   if (tokens->empty()) return ApiError{ErrorKind::kBadValue, "'text' has no tokens.", "text"};
   input.prompt = std::move(*tokens);
-  return input;
+  return made;
 }
 
 ApiResult<GenerationInput> FromChat(const ApiContext& context, json body,
@@ -121,9 +146,11 @@ ApiResult<GenerationInput> FromChat(const ApiContext& context, json body,
   auto parsed = ParseChatRequest(body, context.limits, context.bounds());
   if (!parsed.ok()) return Renamed(parsed.error(), request);
   if (auto error = CheckModel(context, parsed->fields.model)) return *error;
+  auto made = MakeGenerationInput(context, parsed->fields, scope);
+  if (!made.ok()) return made.error();
   auto prompt = ChatPrompt(context, parsed->input);
   if (!prompt.ok()) return Renamed(prompt.error(), request);
-  GenerationInput input = MakeGenerationInput(context, parsed->fields, scope);
+  GenerationInput& input = *made;
   input.prompt = std::move(*prompt);
   input.sampling.logprobs = parsed->logprobs ? parsed->top_logprobs : -1;
   const int64_t context_tokens = context.engine.context_tokens_max();
@@ -134,7 +161,25 @@ ApiResult<GenerationInput> FromChat(const ApiContext& context, json body,
     if (max_tokens == 0 || max_tokens > context_tokens) max_tokens = context_tokens;
   }
   input.sampling.max_tokens = static_cast<int32_t>(max_tokens);
-  return input;
+  return made;
+}
+
+v1::SparseUsage MakeSparseUsage(const std::string& profile, const engine::SparseUsage& usage) {
+  v1::SparseUsage out;
+  out.set_profile(profile);
+  out.set_dense_steps(usage.dense_steps);
+  out.set_sparse_steps(usage.sparse_steps);
+  out.set_pages_considered(usage.pages_considered);
+  out.set_pages_selected(usage.pages_selected);
+  out.set_prefill_blocks_considered(usage.prefill_blocks_considered);
+  out.set_prefill_blocks_selected(usage.prefill_blocks_selected);
+  if (usage.estimated_mass > 0) out.set_estimated_mass(usage.estimated_mass);
+  out.set_audited_steps(usage.audited_steps);
+  out.set_budget_widened(usage.budget_widened);
+  if (usage.audited_steps == 0) return out;
+  for (const double mass : usage.captured_mass) out.add_captured_mass(mass);
+  for (const double error : usage.output_error) out.add_output_error(error);
+  return out;
 }
 
 }  // namespace
@@ -147,6 +192,11 @@ ApiResult<GenerationInput> ReadGenerate(const ApiContext& context,
     if (auto error = CheckCount(context, count, name)) return *error;
   }
   json body = CommonBody(context, request);
+  if (request.has_sparse()) {
+    auto sparse = SparseBody(request.sparse());
+    if (!sparse.ok()) return sparse.error();
+    body["sparse"] = std::move(*sparse);
+  }
   switch (request.prompt_case()) {
     case v1::GenerateRequest::kText:
     case v1::GenerateRequest::kTokens:
@@ -237,6 +287,10 @@ v1::Finished MakeFinished(int32_t index, const Outcome& outcome) {
   finished.mutable_usage()->set_prompt_tokens(outcome.usage.prompt_tokens);
   finished.mutable_usage()->set_cached_tokens(outcome.usage.cached_tokens);
   finished.mutable_usage()->set_completion_tokens(outcome.usage.completion_tokens);
+  if (!outcome.sparse_usage_of.empty()) {
+    *finished.mutable_usage()->mutable_sparse() =
+        MakeSparseUsage(outcome.sparse_usage_of, outcome.usage.sparse);
+  }
   return finished;
 }
 

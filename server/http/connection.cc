@@ -43,6 +43,14 @@ ApiError TooSlow() { return {ErrorKind::kTimeout, "The request came too slowly."
 
 std::string Text(boost::beast::string_view view) { return std::string(view.data(), view.size()); }
 
+// A header sent twice is one list, as HTTP has it; nobody should have to guess which one counts.
+std::string JoinedText(const http::request<http::string_body>& message, const char* name) {
+  std::string text;
+  const auto [begin, end] = message.equal_range(name);
+  for (auto it = begin; it != end; ++it) text += (it == begin ? "" : ", ") + Text(it->value());
+  return text;
+}
+
 bool IsJson(std::string_view content_type) {
   const std::string_view type = content_type.substr(0, content_type.find(';'));
   return content_type.empty() ||
@@ -207,6 +215,8 @@ awaitable<bool> Connection::ServeOne() {
   incoming.cors_headers = Text(message[http::field::access_control_request_headers]);
   incoming.host = Text(message[http::field::host]);
   incoming.request_id = Text(message["x-request-id"]);
+  incoming.request.sparse_profile = JoinedText(message, "x-lacuna-sparse-profile");
+  incoming.request.sparse_budget_tokens = JoinedText(message, "x-lacuna-sparse-budget-tokens");
   incoming.http_1_0 = message.version() == 10;
   incoming.keep_alive = message.keep_alive();
   incoming.expects_continue = boost::beast::iequals(message[http::field::expect], "100-continue");

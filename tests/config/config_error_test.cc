@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <string>
 #include <vector>
@@ -91,6 +92,41 @@ TEST(ConfigErrors, Files) {
   std::remove(path.c_str());
 }
 
+// Names of profiles are known before a model is loaded.
+TEST(ConfigErrors, SparseProfiles) {
+  const auto errors = [](std::vector<std::string> overrides) {
+    return LoadConfig("", overrides).errors;
+  };
+  EXPECT_EQ(errors({"sparse.profile=lacuna-balanced", "sparse.profiles=all,dense,quest"}),
+            std::vector<std::string>{});
+  EXPECT_EQ(errors({"sparse.profile=dense", "sparse.profiles="}), std::vector<std::string>{});
+  const auto typo = errors({"sparse.profile=qest", "sparse.profiles=quest,nobody"});
+  ASSERT_EQ(typo.size(), 2u);
+  EXPECT_TRUE(typo[0].starts_with(
+      R"(defaults: sparse.profile: got "qest", need quest (the nearest), or one of delta, )"))
+      << typo[0];
+  EXPECT_TRUE(
+      typo[1].starts_with(R"(defaults: sparse.profiles: got "nobody", need one of delta, )"))
+      << typo[1];
+  EXPECT_EQ(errors({"sparse.profile_dir=no/folder", "sparse.artefacts=configs"}),
+            (std::vector<std::string>{
+                R"(defaults: sparse.artefacts: got "configs", need a readable file)",
+                "defaults: sparse.profile_dir: no/folder: got no such folder, need one of "
+                "profiles"}));
+  // One of the operator's that is broken is told when it is asked for.
+  const std::string folder = testing::TempDir() + "lacuna_config_profiles";
+  std::filesystem::create_directories(folder);
+  std::ofstream(folder + "/mine.json")
+      << R"({"name": "mine", "extends": "quest", "summary": "s", "decode": {"select": 7}})";
+  const auto mine = errors({"sparse.profile_dir=" + folder, "sparse.profile=mine"});
+  ASSERT_EQ(mine.size(), 1u);
+  EXPECT_TRUE(mine[0].starts_with("defaults: sparse.profile: mine: decode.select: got 7"))
+      << mine[0];
+  EXPECT_EQ(errors({"sparse.profile_dir=" + folder, "sparse.profile=quest"}),
+            std::vector<std::string>{});
+  std::filesystem::remove_all(folder);
+}
+
 // At 1 MiB and full of brackets or keys: bounded work, one line.
 TEST(ConfigErrors, AbsurdFiles) {
   const LoadedConfig brackets = ParseConfig(std::string(1 << 20, '['), "f.json");
@@ -102,7 +138,8 @@ TEST(ConfigErrors, AbsurdFiles) {
 }
 
 const std::vector<Case>& FileCases() {
-  const std::string sections = "model, engine, kv, device, cpu, http, grpc, limits, admit, log";
+  const std::string sections =
+      "model, engine, kv, device, cpu, http, grpc, limits, admit, sparse, log";
   const std::string json = "), need valid JSON with // comments";
   const std::string listen =
       "need a loopback address, or admit.api_keys_file, or admit.allow_public_without_key";
@@ -223,7 +260,20 @@ const std::vector<Case>& FileCases() {
       {R"({"model": {"aliases": ["a", "a"]}})", {R"(model.aliases: got "a", need each name once)"}},
       {R"({"model": {"aliases": [""]}})",
        {R"(model.aliases: got "", need names of at least one byte)"}},
+      {R"({"sparse": {"mass_floor": 0.5}})",
+       {"sparse.mass_floor: got 0.5, need 0, or sparse.audit_fraction above 0"}},
+      {R"({"sparse": {"store_streaming_heads": false}})",
+       {"sparse.store_streaming_heads: got false, need true, or a sparse.profile with streaming "
+        "heads"}},
+      {R"({"sparse": {"audit_fraction": 1.5}})",
+       {"sparse.audit_fraction: got 1.5, need a number from 0 to 1"}},
+      {R"({"sparse": {"profiles": "quest"}})",
+       {R"(sparse.profiles: got "quest", need a list of strings of 0 to 512 items)"}},
+      {R"({"sparse": {"budget_tokens": 512}})",
+       {"sparse.budget_tokens: got an unknown key, need one of profile, profiles, profile_dir, "
+        "artefacts, audit_fraction, mass_floor, store_streaming_heads"}},
       // Not errors.
+      {R"({"sparse": {"profile": "quest", "audit_fraction": 0.1, "mass_floor": 0.5}})", {}},
       {R"({"http": {"host": "::1"}, "grpc": {"host": "localhost"}})", {}},
       {R"({"http": {"host": "0.0.0.0"}, "admit": {"api_keys_file": "k"}})", {}},
       {R"({"grpc": {"host": "::", "enabled": false}})", {}},

@@ -7,7 +7,9 @@
 #include <limits>
 #include <thread>
 
+#include "server/grpc/transcode.h"
 #include "tests/grpc/grpc_fixture.h"
+#include "tests/kvcache/sparse_test_models.h"
 
 namespace lacuna::server {
 namespace {
@@ -50,6 +52,99 @@ TEST_F(GrpcFixture, TokensAndChatGiveTheSameAsTheirText) {
   ASSERT_TRUE(status.ok()) << status.error_message();
   EXPECT_EQ(from_tokens[0].tokens, from_text[0].tokens);
   EXPECT_EQ(from_chat[0].tokens, from_text[0].tokens);
+}
+
+TEST_F(GrpcFixture, SparseFieldsMeanWhatTheyMeanOverHttp) {
+  const kvcache::ProfileSet set = kvcache::ProfileSet::Load(kvcache::ShippedProfiles()).set;
+  SparseService::Model model;
+  model.shape = kvcache::Recall12m();
+  model.has_sparse_ops = true;
+  const std::unique_ptr<SparseService> sparse = std::move(*SparseService::Create({}, set, model));
+  api_->sparse = sparse.get();
+  const auto granted = [&](const v1::GenerateRequest& request) {
+    return ReadGenerate(*api_, request, CacheScope{1});
+  };
+  v1::GenerateRequest request = TextRequest("abc", 2);
+  EXPECT_EQ(granted(request)->sparse.plan, nullptr);
+  request.mutable_sparse();  // unset means the default
+  EXPECT_EQ(granted(request)->sparse.plan, nullptr);
+  request.mutable_sparse()->set_profile("quest");
+  (*request.mutable_sparse()->mutable_dials())["budget_tokens"] = 512;
+  request.mutable_sparse()->set_audit_fraction(0.5);
+  request.mutable_sparse()->set_mass_floor(0.25);
+  request.mutable_sparse()->set_usage(true);
+  auto input = granted(request);
+  ASSERT_TRUE(input.ok()) << input.error().message;
+  ASSERT_NE(input->sparse.plan, nullptr);
+  EXPECT_EQ(input->sparse.plan->decode_dials.budget_tokens, 512);
+  EXPECT_EQ(input->sparse.audit_fraction, 0.5);
+  EXPECT_EQ(input->sparse.mass_floor, 0.25);
+  EXPECT_EQ(input->sparse_usage_of, "quest");
+
+  std::vector<Heard> heard;
+  const auto refused = [&](const auto& change) {
+    v1::GenerateRequest bad = TextRequest("abc", 2);
+    change(*bad.mutable_sparse());
+    const grpc::Status status = Generate(bad, heard);
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+    return status.error_message();
+  };
+  using Sparse = v1::Sparse;
+  EXPECT_TRUE(refused([](Sparse& s) {
+                s.set_profile("qest");
+              }).starts_with("sparse.profile: 'sparse.profile': got \"qest\", need quest"));
+  EXPECT_TRUE(refused([](Sparse& s) { s.set_profile(""); }).starts_with("sparse.profile: "));
+  EXPECT_TRUE(refused([](Sparse& s) {
+                (*s.mutable_dials())["budget"] = 1;
+              }).starts_with("sparse.budget: Unknown parameter"));
+  EXPECT_TRUE(refused([](Sparse& s) {
+                s.set_profile("quest");
+                (*s.mutable_dials())["budget_tokens"] = std::numeric_limits<double>::quiet_NaN();
+              }).starts_with("sparse.budget_tokens: "));
+  EXPECT_TRUE(refused([](Sparse& s) {
+                (*s.mutable_dials())["audit_fraction"] = 0.5;
+              }).starts_with("sparse.dials: "));
+  EXPECT_TRUE(refused([](Sparse& s) {
+                s.set_mode(static_cast<v1::SparseMode>(7));
+              }).starts_with("sparse.mode: "));
+  EXPECT_TRUE(
+      refused([](Sparse& s) { s.set_audit_fraction(2); }).starts_with("sparse.audit_fraction: "));
+  EXPECT_TRUE(refused([](Sparse& s) {
+                s.set_mode(v1::SPARSE_MODE_DENSE);
+                s.set_profile("quest");
+              }).starts_with("sparse.mode: "));
+  EXPECT_TRUE(heard.empty());
+
+  request = TextRequest("abc", 2);
+  ASSERT_TRUE(Generate(request, heard).ok());
+  EXPECT_FALSE(heard[0].finished->usage().has_sparse());
+  request.mutable_sparse()->set_mode(v1::SPARSE_MODE_DENSE);
+  request.mutable_sparse()->set_usage(true);
+  heard.clear();
+  ASSERT_TRUE(Generate(request, heard).ok());
+  EXPECT_EQ(heard[0].finished->usage().sparse().profile(), "dense");
+}
+
+TEST(GrpcTranscode, SparseUsage) {
+  Outcome outcome;
+  outcome.finish_reason = "stop";
+  outcome.usage.sparse.sparse_steps = 5;
+  outcome.usage.sparse.pages_considered = 100;
+  outcome.usage.sparse.pages_selected = 10;
+  EXPECT_FALSE(MakeFinished(0, outcome).usage().has_sparse());
+  outcome.sparse_usage_of = "quest";
+  v1::SparseUsage usage = MakeFinished(0, outcome).usage().sparse();
+  EXPECT_EQ(usage.profile(), "quest");
+  EXPECT_EQ(usage.sparse_steps(), 5);
+  EXPECT_EQ(usage.pages_selected(), 10);
+  EXPECT_FALSE(usage.has_estimated_mass());
+  EXPECT_EQ(usage.captured_mass_size(), 0);
+  outcome.usage.sparse.audited_steps = 2;
+  outcome.usage.sparse.captured_mass[1] = 0.75;
+  usage = MakeFinished(0, outcome).usage().sparse();
+  ASSERT_EQ(usage.captured_mass_size(), 3);
+  EXPECT_EQ(usage.captured_mass(1), 0.75);
+  EXPECT_EQ(usage.output_error_size(), 3);
 }
 
 TEST_F(GrpcFixture, UnsetNumbersMeanDefaultsAndZeroMeansZero) {

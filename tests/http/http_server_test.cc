@@ -14,6 +14,7 @@
 
 #include "server/api/routes.h"
 #include "tests/engine/engine_fixture.h"
+#include "tests/kvcache/sparse_test_models.h"
 
 namespace lacuna::server {
 namespace {
@@ -209,6 +210,88 @@ class HttpServerTest : public ::testing::Test {
   std::unique_ptr<ApiContext> api_;
   std::unique_ptr<HttpServer> server_;
 };
+
+std::unique_ptr<SparseService> SparseServiceOf(const SparseConfig& config = {}) {
+  const kvcache::ProfileSet set = kvcache::ProfileSet::Load(kvcache::ShippedProfiles()).set;
+  SparseService::Model model;
+  model.shape = kvcache::Recall12m();
+  model.has_sparse_ops = true;
+  return std::move(*SparseService::Create(config, set, model));
+}
+
+TEST_F(HttpServerTest, SparseRefusalsOfBodyAndHeaders) {
+  Start();
+  const auto sparse = SparseServiceOf();
+  api_->sparse = sparse.get();
+  Client client(port());
+  const auto ask = [&](const json& field, const std::string& headers = "") {
+    json body = Body(2);
+    if (!field.is_null()) body["sparse"] = field;
+    client.Send(Post("/v1/completions", body.dump(), headers));
+    return client.ReadReply();
+  };
+  Client::Reply reply = ask({{"profile", "qest"}});
+  ExpectError(reply, 400, "invalid_value");
+  EXPECT_EQ(reply.Json()["error"]["param"], "sparse.profile");
+  const std::string quest = "X-Lacuna-Sparse-Profile: qest\r\n";
+  reply = ask(nullptr, quest);
+  ExpectError(reply, 400, "invalid_value");
+  EXPECT_EQ(reply.Json()["error"]["param"], "sparse.profile");
+  reply = ask(nullptr, "x-lacuna-sparse-profile: quest\r\nX-Lacuna-Sparse-Profile: prism\r\n");
+  ExpectError(reply, 400, "invalid_value");  // no profile is called "quest, prism"
+  reply = ask(nullptr, "X-Lacuna-Sparse-Budget-Tokens: few\r\n");
+  ExpectError(reply, 400, "invalid_value");
+  EXPECT_EQ(reply.Json()["error"]["param"], "sparse.budget_tokens");
+  // The body wins, and dense needs nothing of the engine.
+  EXPECT_EQ(ask({{"mode", "dense"}}, quest).status, 200);
+  EXPECT_EQ(ask(nullptr, "X-Lacuna-Sparse-Profile: dense\r\n").status, 200);
+  api_->sparse = nullptr;
+  ExpectError(ask({{"profile", "quest"}}), 400, "unsupported_parameter");
+  ExpectIdleSoon();
+}
+
+TEST_F(HttpServerTest, SparseUsageIsThereWhenAskedFor) {
+  Start();
+  Client client(port());
+  json body = Body(3);
+  client.Send(Post("/v1/completions", body.dump()));
+  EXPECT_FALSE(client.ReadReply().Json()["usage"].contains("sparse"));
+  body["sparse"] = {{"usage", true}};
+  client.Send(Post("/v1/completions", body.dump()));
+  EXPECT_EQ(client.ReadReply().Json()["usage"]["sparse"]["profile"], "dense");
+  body["stream"] = true;
+  body["stream_options"] = {{"include_usage", true}, {"continuous_usage_stats", true}};
+  client.Send(Post("/v1/completions", body.dump()));
+  const std::string stream = client.ReadUntil("\r\n0\r\n\r\n");
+  size_t last = stream.rfind("data: {");
+  EXPECT_EQ(stream.find("\"sparse\""), stream.find("\"sparse\"", last));  // there alone
+  EXPECT_NE(stream.find("\"sparse\""), std::string::npos);
+}
+
+TEST_F(HttpServerTest, SparseProfilesAreListed) {
+  Start();
+  SparseConfig config;
+  config.profile = "quest";
+  config.profiles = {"lacuna-balanced", "moa"};
+  const auto sparse = SparseServiceOf(config);
+  Client client(port());
+  client.Send(Get("/v1/sparse/profiles"));
+  json list = client.ReadReply().Json();
+  EXPECT_EQ(list["default"], "dense");
+  EXPECT_TRUE(list["data"].empty());
+  api_->sparse = sparse.get();
+  client.Send(Get("/v1/sparse/profiles"));
+  list = client.ReadReply().Json();
+  EXPECT_EQ(list["object"], "list");
+  EXPECT_EQ(list["default"], "quest");
+  ASSERT_EQ(list["data"].size(), 2u);
+  EXPECT_EQ(list["data"][1]["id"], "quest");
+  EXPECT_EQ(list["data"][1]["default"], true);
+  EXPECT_EQ(list["data"][1]["dials"][0]["name"], "budget_tokens");
+  EXPECT_EQ(list["data"][1]["dials"][0]["whole"], true);
+  ASSERT_EQ(list["left_out"].size(), 1u);
+  EXPECT_EQ(list["left_out"][0]["id"], "moa");
+}
 
 TEST_F(HttpServerTest, JsonAndStreamAgreeOnOneConnection) {
   Start();
