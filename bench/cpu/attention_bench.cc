@@ -1,10 +1,13 @@
 // Attention of the CPU backend against the machine's ceilings, measured in the same run.
-//   attention_bench [threads] [isa_max] [bf16|f32] [prefill|decode]
+//   attention_bench [threads] [isa_max] [bf16|f32] [prefill|decode|sparse]
 // Prefill: a chunk of 512 queries behind `depth` cached tokens; tokens/s of one layer, GFLOP/s of
 // the visible scores (4 * head_dim per query head and key) and the share of the register-loop peak.
 // Decode: one query per row; tokens/s of one layer, GB/s of unique KV and the share of the memory
 // read rate. Decode cycles through copies of the cache that exceed every cache of the machine. The
 // hash covers all output bytes: equal on equal machines, so a change of bits shows.
+// Sparse decode lists a share of the 16-key groups of each page (masks); sparse prefill a share of
+// the 128 x 128 blocks of each head (ranges). Both count only what is listed, so that their GB/s
+// and GFLOP/s stand beside the dense ones.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -198,8 +201,12 @@ void BenchPrefill(const Machine& machine, const Shape& shape, int64_t depth) {
   const Cache cache(shape, machine.dtype, depth + kChunk, 1, machine.isa, machine.pool);
   const Rows rows(shape, machine.dtype, kChunk);
   const PrefillChunk chunk{0, kChunk, static_cast<int32_t>(depth)};
-  AttendPrefillArgs args{rows.q, cache.pool(0), {&chunk, 1}, cache.lists(), nullptr,
-                         {},     rows.out,      {}};
+  AttendPrefillArgs args;
+  args.q = rows.q;
+  args.pool = cache.pool(0);
+  args.chunks = {&chunk, 1};
+  args.lists = cache.lists();
+  args.out = rows.out;
   args.params.scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
   const double seconds = Best(0.3, [&] {
     static_cast<void>(AttendPrefillCpu(args, machine.isa, false, machine.pool, machine.scratch));
@@ -241,6 +248,111 @@ void BenchDecode(const Machine& machine, const Shape& shape, int64_t depth, bool
       100.0 * gbps / machine.read_gbps, static_cast<unsigned long>(rows.Hash()));
 }
 
+// 4096 tokens in groups of 16 out of `depth`, the same number in each page.
+void BenchSparseDecode(const Machine& machine, const Shape& shape, int64_t depth) {
+  constexpr int64_t kListed = 4096;
+  const int64_t groups = 4 * kListed / depth;  // of each page's four
+  const int64_t bytes =
+      2 * depth * shape.kv_heads * shape.head_dim * static_cast<int64_t>(DTypeBytes(machine.dtype));
+  const int copies = static_cast<int>((kColdBytes + bytes - 1) / bytes);
+  const Cache cache(shape, machine.dtype, depth, copies, machine.isa, machine.pool);
+  const Rows rows(shape, machine.dtype, 1);
+  std::mt19937 random(3);
+  std::vector<uint64_t> masks;
+  for (int64_t page = 0; page < depth / 64; ++page) {
+    std::vector<int> order{0, 1, 2, 3};
+    std::shuffle(order.begin(), order.end(), random);
+    uint64_t mask = 0;
+    for (int64_t i = 0; i < groups; ++i) {
+      mask |= uint64_t{0xffff} << (16 * order[static_cast<size_t>(i)]);
+    }
+    masks.push_back(mask);
+  }
+  int32_t position = static_cast<int32_t>(depth) - 1;
+  AttendDecodeArgs args;
+  args.q = rows.q;
+  args.out = rows.out;
+  args.positions = TensorView(&position, DType::kI32, {1});
+  args.lists = cache.lists();
+  args.lists.masks = masks.data();
+  args.params.scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
+  const double seconds = Best(0.3,
+                              [&] {
+                                for (size_t copy = 0; copy < cache.copies(); ++copy) {
+                                  args.pool = cache.pool(copy);
+                                  static_cast<void>(AttendDecodeCpu(args, machine.isa, false,
+                                                                    machine.pool, machine.scratch));
+                                }
+                              }) /
+                         copies;
+  const double gbps = static_cast<double>(bytes * kListed / depth) / seconds * 1e-9;
+  std::printf(
+      "sparse  %-10s 4096 of %6ld %7.0f tokens/s  %7.2f GB/s     %5.1f %% of read  %016lx\n",
+      shape.name, static_cast<long>(depth), 1.0 / seconds, gbps, 100.0 * gbps / machine.read_gbps,
+      static_cast<unsigned long>(rows.Hash()));
+}
+
+// Random 128 x 128 blocks, `percent` of each head's, beside the diagonal ones.
+void BenchSparsePrefill(const Machine& machine, const Shape& shape, int64_t depth, int percent) {
+  constexpr int64_t kQueries = 2048, kBlock = 128;
+  const Cache cache(shape, machine.dtype, depth + kQueries, 1, machine.isa, machine.pool);
+  const Rows rows(shape, machine.dtype, kQueries);
+  std::mt19937 random(4);
+  std::vector<int32_t> begin, end;
+  std::vector<int64_t> offsets{0};
+  double scores = 0.0;
+  for (int head = 0; head < shape.q_heads; ++head) {
+    size_t row_begin = 0, row_end = 0;  // the ranges of the current row of blocks
+    for (int64_t query = 0; query < kQueries; query += KeyRanges::kQueryTileTokens) {
+      if (query % kBlock == 0) {
+        row_begin = begin.size();
+        for (int64_t key = 0; key <= depth + query; key += kBlock) {
+          const bool diagonal = key == depth + query;
+          if (!diagonal && static_cast<int>(random() % 100) >= percent) continue;
+          begin.push_back(static_cast<int32_t>(key));
+          end.push_back(static_cast<int32_t>(key + kBlock));
+        }
+        row_end = begin.size();
+      } else {
+        for (size_t i = row_begin; i < row_end; ++i) {
+          begin.push_back(begin[i]);
+          end.push_back(end[i]);
+        }
+      }
+      const auto below = static_cast<double>(row_end - row_begin - 1);
+      const auto own = static_cast<double>(query % kBlock);
+      scores += KeyRanges::kQueryTileTokens *
+                (below * kBlock + own + (KeyRanges::kQueryTileTokens + 1) / 2.0);
+      offsets.push_back(static_cast<int64_t>(begin.size()));
+    }
+  }
+  const int64_t first_list = 0;
+  const KeyRanges ranges{begin.data(), end.data(), offsets.data(), offsets.data() + 1, &first_list};
+  const PrefillChunk chunk{0, kQueries, static_cast<int32_t>(depth)};
+  AttendPrefillArgs args;
+  args.q = rows.q;
+  args.pool = cache.pool(0);
+  args.chunks = {&chunk, 1};
+  args.lists = cache.lists();
+  args.params.scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
+  args.out = rows.out;
+  const double dense_scores = kQueries * (static_cast<double>(depth) + (kQueries + 1) / 2.0) *
+                              static_cast<double>(shape.q_heads);
+  for (const KeyRanges* used : {static_cast<const KeyRanges*>(nullptr), &ranges}) {
+    args.ranges = used;
+    const double seconds = Best(0.3, [&] {
+      static_cast<void>(AttendPrefillCpu(args, machine.isa, false, machine.pool, machine.scratch));
+    });
+    const double done = used == nullptr ? dense_scores : scores;
+    const double gflops = done * 4.0 * shape.head_dim / seconds * 1e-9;
+    std::printf(
+        "ranges  %-10s depth %6ld  %5.1f %% read  %8.1f ms  %7.1f GFLOP/s  %5.1f %% of peak  "
+        "%016lx\n",
+        shape.name, static_cast<long>(depth), 100.0 * done / dense_scores, seconds * 1e3, gflops,
+        100.0 * gflops / machine.peak_gflops, static_cast<unsigned long>(rows.Hash()));
+  }
+}
+
 int Main(int argc, char** argv) {
   const int threads = argc > 1 ? std::atoi(argv[1]) : 2;
   const Result<Isa> isa = ParseIsa(argc > 2 ? argv[2] : "auto");
@@ -248,7 +360,7 @@ int Main(int argc, char** argv) {
   const DType dtype = argc > 3 && std::string(argv[3]) == "f32" ? DType::kF32 : DType::kBF16;
   if (threads < 1 || !isa.ok()) {
     std::fprintf(stderr,
-                 "usage: attention_bench [threads] [isa_max] [bf16|f32] [prefill|decode]\n");
+                 "usage: attention_bench [threads] [isa_max] [bf16|f32] [prefill|decode|sparse]\n");
     return 2;
   }
   const Isa used = std::min(*isa, DetectIsa());
@@ -261,13 +373,19 @@ int Main(int argc, char** argv) {
   const Shape shapes[] = {
       {"16/4 d64", 16, 4, 64}, {"8/2 d64", 8, 2, 64}, {"16/4 d128", 16, 4, 128}};
   for (const Shape& shape : shapes) {
-    if (only == "decode") continue;
+    if (only == "decode" || only == "sparse") continue;
     for (int64_t depth : {0, 4096, 16384, 32768}) BenchPrefill(machine, shape, depth);
   }
   for (const Shape& shape : shapes) {
-    if (only == "prefill") continue;
+    if (only == "prefill" || only == "sparse") continue;
     for (int64_t depth : {512, 4096, 16384, 32768}) BenchDecode(machine, shape, depth, false);
     BenchDecode(machine, shape, 16384, true);
+  }
+  for (const Shape& shape : shapes) {
+    if (only == "prefill" || only == "decode") continue;
+    BenchDecode(machine, shape, 4096, false);
+    for (int64_t depth : {4096, 8192, 16384}) BenchSparseDecode(machine, shape, depth);
+    BenchSparsePrefill(machine, shape, 30720, 25);
   }
   return 0;
 }

@@ -20,7 +20,7 @@ constexpr int64_t kSplitPagesMin = 8;
 constexpr int kTileQueriesMin = 16;
 
 constexpr size_t kTileBytes =
-    2 * sizeof(float) * kTileRowsMax * kHeadDimMax +                      // q, out
+    sizeof(float) * (2 * kTileRowsMax + kBlockKeys) * kHeadDimMax +       // q, out, values
     sizeof(float) * kTileRowsMax * (2 + kSumLanes) +                      // positions, max, sum
     2 * sizeof(float) * static_cast<size_t>(kMicroRowsMax) * kBlockKeys;  // scores, probs
 constexpr size_t kPartialBytes = sizeof(float) * kTileHeadsMax * (kHeadDimMax + 2);
@@ -36,6 +36,7 @@ struct TileWork final {
   int64_t first_row = 0;  // in q and out
   int queries = 1;
   int64_t first_position = 0;
+  StaticShape shape;
   int64_t list_begin = 0;
   int64_t list_end = 0;
   int64_t range_begin = -1;  // -1: no ranges
@@ -47,7 +48,7 @@ class Attention final {
  public:
   Attention(const KvPool& pool, const PageLists& lists, const KeyRanges* ranges,
             const AttentionParams& params, const TensorView& q, const TensorView& out,
-            const TensorView& lse, const AttentionKernels& kernels)
+            const TensorView& lse, const TensorView& dropped_lse, const AttentionKernels& kernels)
       : pool_(pool),
         lists_(lists),
         ranges_(ranges),
@@ -55,6 +56,7 @@ class Attention final {
         q_(q),
         out_(out),
         lse_(lse),
+        dropped_lse_(dropped_lse),
         kernels_(kernels),
         transform_(params.softcap > 0.0f || !(params.scale > 0.0f)) {}
 
@@ -69,6 +71,7 @@ class Attention final {
  private:
   void FillTile(const TileWork& work, AttentionTile* tile) const;
   void FinishRow(const AttentionTile& tile, int row, int64_t token, int64_t head, float sum) const;
+  double NormFactor(double max, float sum, int64_t token, int64_t head) const;
   float Log2Scale() const {
     return static_cast<float>((transform_ ? 1.0 : double{params_.scale}) * kLog2E);
   }
@@ -80,6 +83,7 @@ class Attention final {
   const TensorView& q_;
   const TensorView& out_;
   const TensorView& lse_;
+  const TensorView& dropped_lse_;
   const AttentionKernels& kernels_;
   bool transform_;
 };
@@ -99,8 +103,8 @@ void Attention::FillTile(const TileWork& work, AttentionTile* tile) const {
   tile->rows = work.queries * work.heads;
   tile->head_dim = static_cast<int32_t>(pool_.head_dim);
   tile->k_stride = pool_.page_tokens * (pool_.dtype == DType::kBF16 ? 2 : 1);
-  tile->window_tokens = params_.shape.window_tokens;
-  tile->sink_tokens = params_.shape.sink_tokens;
+  tile->window_tokens = work.shape.window_tokens;
+  tile->sink_tokens = work.shape.sink_tokens;
   tile->scale = params_.scale;
   tile->softcap = params_.softcap;
   tile->transform = transform_;
@@ -123,7 +127,7 @@ void Attention::RunTile(const TileWork& work, AttentionTile* tile) const {
 
   BlockCursor cursor(pool_,
                      {&lists_, work.list_begin, work.list_end, work.kv_head, work.first_position,
-                      work.first_position + work.queries - 1, params_.shape});
+                      work.first_position + work.queries - 1, work.shape});
   if (work.range_begin >= 0) cursor.Limit(*ranges_, work.range_begin, work.range_end);
   KvBlock blocks[2];
   bool more = cursor.Next(&blocks[0]);
@@ -141,17 +145,29 @@ void Attention::FinishTile(const TileWork& work, const AttentionTile& tile) cons
   }
 }
 
+// What the row's accumulators take: 1 / denominator, relative to 2^max, which sink logits and
+// dropped keys join.
+double Attention::NormFactor(double max, float sum, int64_t token, int64_t head) const {
+  if (sum == 0.0f) return 0.0;
+  constexpr double kNone = -std::numeric_limits<double>::infinity();
+  const double sink =
+      params_.sink_logits == nullptr ? kNone : double{params_.sink_logits[head]} * kLog2E;
+  const double dropped =
+      dropped_lse_.empty()
+          ? kNone
+          : double{dropped_lse_.as<float>()[token * dropped_lse_.stride(0) + head]} * kLog2E;
+  const double top = std::max({max, sink, dropped});
+  if (sink == kNone && dropped == kNone) return 1.0 / sum;
+  return std::exp2(max - top) /
+         (sum * std::exp2(max - top) + std::exp2(sink - top) + std::exp2(dropped - top));
+}
+
 // `sum` is that of 2^(log2 score - max), so 0 only where no key was visible.
 void Attention::FinishRow(const AttentionTile& tile, int row, int64_t token, int64_t head,
                           float sum) const {
   const double max = double{tile.max[row]} * tile.scale_log2;
-  double factor = sum == 0.0f ? 0.0 : 1.0 / sum;
-  if (params_.sink_logits != nullptr && sum != 0.0f) {
-    const double sink = double{params_.sink_logits[head]} * kLog2E;
-    const double top = std::max(max, sink);
-    factor = std::exp2(max - top) / (sum * std::exp2(max - top) + std::exp2(sink - top));
-  }
-  kernels_.store_row(tile, row, static_cast<float>(factor), RowOf(out_, token, head));
+  const auto factor = static_cast<float>(NormFactor(max, sum, token, head));
+  kernels_.store_row(tile, row, factor, RowOf(out_, token, head));
   if (!lse_.empty()) {
     lse_.as<float>()[token * lse_.stride(0) + head] =
         sum == 0.0f ? -std::numeric_limits<float>::infinity()
@@ -242,6 +258,13 @@ int64_t CountTiles(std::span<const PrefillChunk> chunks, int64_t tile_queries) {
   return tiles;
 }
 
+// The static shape of a row (decode) or chunk (prefill) in one kv head.
+template <typename Args>
+StaticShape ShapeOf(const Args& args, int64_t index, int64_t kv_head) {
+  if (args.shapes == nullptr) return args.params.shape;
+  return args.shapes[index * args.pool.kv_heads + kv_head];
+}
+
 // Tiles of all chunks, the last (under a causal mask the longest) tile of each chunk first.
 TileWork PrefillTile(const AttendPrefillArgs& args, int64_t tile, int64_t tile_queries,
                      const HeadCut& cut, int64_t part) {
@@ -258,6 +281,7 @@ TileWork PrefillTile(const AttendPrefillArgs& args, int64_t tile, int64_t tile_q
   work.first_row = chunk.first_row + first;
   work.queries = static_cast<int>(std::min(tile_queries, chunk.rows - first));
   work.first_position = chunk.first_position + first;
+  work.shape = ShapeOf(args, static_cast<int64_t>(index), work.kv_head);
   work.list_begin = args.lists.begins[index];
   work.list_end = args.lists.ends[index];
   if (args.ranges != nullptr) {
@@ -295,7 +319,8 @@ AttentionTile AttentionScratch::Tile(int worker) const {
   tile.out = memory + kTileRowsMax * kHeadDimMax;
   tile.scores = tile.out + kTileRowsMax * kHeadDimMax;
   tile.probs = tile.scores + kMicroRowsMax * kBlockKeys;
-  tile.sum = tile.scores + 2 * kMicroRowsMax * kBlockKeys;
+  tile.values = tile.scores + 2 * kMicroRowsMax * kBlockKeys;
+  tile.sum = tile.scores + 2 * kMicroRowsMax * kBlockKeys + kBlockKeys * kHeadDimMax;
   tile.max = tile.sum + kTileRowsMax * kSumLanes;
   tile.positions = static_cast<int32_t*>(static_cast<void*>(tile.max + kTileRowsMax));
   return tile;
@@ -319,8 +344,9 @@ Status AttendPrefillCpu(const AttendPrefillArgs& args, Isa isa, bool /*determini
           CountTiles(args.chunks, tile_queries) * parts < 4 * pool.threads())) {
     tile_queries /= 2;
   }
+  const TensorView no_dropped_lse;
   const Attention attention(args.pool, args.lists, args.ranges, args.params, args.q, args.out,
-                            args.lse, KernelsFor(args.pool, isa));
+                            args.lse, no_dropped_lse, KernelsFor(args.pool, isa));
   pool.ParallelFor(CountTiles(args.chunks, tile_queries) * parts, [&](int64_t task, int worker) {
     const TileWork work = PrefillTile(args, task / parts, tile_queries, cut, task % parts);
     AttentionTile tile = scratch.Tile(worker);
@@ -342,12 +368,13 @@ Status AttendDecodeCpu(const AttendDecodeArgs& args, Isa isa, bool deterministic
   }
   const int64_t splits = SplitsOf(tiles, pages_max, deterministic, scratch);
   const Attention attention(args.pool, args.lists, nullptr, args.params, args.q, args.out, args.lse,
-                            KernelsFor(args.pool, isa));
+                            args.dropped_lse, KernelsFor(args.pool, isa));
   const auto row_work = [&](int64_t tile) {
     TileWork work;
     cut.Fill(tile % parts, &work);
     work.first_row = tile / parts;
     work.first_position = args.positions.as<const int32_t>()[work.first_row];
+    work.shape = ShapeOf(args, work.first_row, work.kv_head);
     const int64_t list =
         work.first_row * args.lists_per_row + (args.lists_per_row > 1 ? work.kv_head : 0);
     work.list_begin = args.lists.begins[list];

@@ -48,7 +48,8 @@ class AttentionScratch final {
 
 // head_dim: a multiple of 16 up to kHeadDimMax; page_tokens: 16, 32 or 64; else kInvalidArgument.
 // With `deterministic` the bits of an output row depend only on its query, position, list and
-// ranges, and decode gives the bits of prefill. lse leaves the sink logit out.
+// ranges, and decode gives the bits of prefill. lse leaves the sink logit and dropped_lse out. Keys
+// that a list's masks leave out are never read where a whole group of 16 is left out.
 Status AttendPrefillCpu(const AttendPrefillArgs& args, Isa isa, bool deterministic,
                         ThreadPool& pool, AttentionScratch& scratch);
 Status AttendDecodeCpu(const AttendDecodeArgs& args, Isa isa, bool deterministic, ThreadPool& pool,

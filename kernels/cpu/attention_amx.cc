@@ -1,6 +1,7 @@
 // Attention on AMX tiles (TDPBF16PS): 32 query rows by 64 keys at a time, two by two tiles. Softmax
 // and stores are the AVX-512 ones. head_dim is a multiple of 32 and pages hold 64 tokens, so that
-// K and V are tile operands where they lie.
+// K and V are tile operands where they lie. A tile of K is 16 keys, one of V 32: what is not listed
+// is skipped, and a tile of V that is listed in part is read from a copy with zeros.
 #include <immintrin.h>
 
 #include "kernels/cpu/attention_tile.h"
@@ -14,6 +15,7 @@ namespace {
 constexpr int kTileRows = 16;
 constexpr int kTileDepth = 32;  // bf16 of one tile row
 constexpr int kAmxRows = 2 * kTileRows;
+constexpr int kHalfKeys = 32;  // of one tile of V
 constexpr int64_t kProbBytes = kBlockKeys * sizeof(uint16_t);
 constexpr int64_t kScoreBytes = kBlockKeys * sizeof(float);
 
@@ -50,14 +52,22 @@ void PackPlainRow(const AttentionTile& tile, int row, const void* q) {
                    static_cast<size_t>(tile.head_dim) * 2);
 }
 
-// Tiles: 0..3 sums [row tile][column tile], 4 and 5 left operands, 6 and 7 right ones.
+bool InHalf(uint64_t keys, int half) { return (keys >> (half * kHalfKeys) & 0xffffffffu) != 0; }
+
+// Tiles: 0..3 sums [row tile][column tile], 4 and 5 left operands, 6 and 7 right ones. A group that
+// has none of `visible` is scored as its neighbour: nobody looks at those scores.
 template <bool kTwo>
-void ScoreTiles(const AttentionTile& tile, const KvBlock& block, const uint16_t* q) {
+void ScoreTiles(const AttentionTile& tile, const KvBlock& block, uint64_t visible,
+                const uint16_t* q) {
   const int64_t q_bytes = int64_t{tile.head_dim} * 2;
   const int64_t k_bytes = tile.k_stride * 2;
   for (int half = 0; half < 2; ++half) {
-    const auto* k0 = static_cast<const uint16_t*>(block.k[2 * half]);
-    const auto* k1 = static_cast<const uint16_t*>(block.k[2 * half + 1]);
+    if (!InHalf(visible, half)) continue;
+    const int low = 2 * half, high = low + 1;
+    const auto* k0 =
+        static_cast<const uint16_t*>(block.k[GroupBits(visible, low) != 0 ? low : high]);
+    const auto* k1 =
+        static_cast<const uint16_t*>(block.k[GroupBits(visible, high) != 0 ? high : low]);
     _tile_zero(0);
     _tile_zero(1);
     if constexpr (kTwo) {
@@ -77,7 +87,7 @@ void ScoreTiles(const AttentionTile& tile, const KvBlock& block, const uint16_t*
         _tile_dpbf16ps(3, 5, 7);
       }
     }
-    float* scores = tile.scores + 2 * half * kGroupKeys;
+    float* scores = tile.scores + half * kHalfKeys;
     _tile_stored(0, scores, kScoreBytes);
     _tile_stored(1, scores + kGroupKeys, kScoreBytes);
     if constexpr (kTwo) {
@@ -88,7 +98,8 @@ void ScoreTiles(const AttentionTile& tile, const KvBlock& block, const uint16_t*
 }
 
 template <bool kTwo>
-void AccumulateTiles(const AttentionTile& tile, const KvBlock& block, float* out) {
+void AccumulateTiles(const AttentionTile& tile, const KvBlock& block, uint64_t visible,
+                     float* out) {
   const int64_t out_bytes = int64_t{tile.head_dim} * 4;
   const int64_t v_bytes = int64_t{tile.head_dim} * 4;
   const auto* probs = static_cast<const uint16_t*>(tile.probs);
@@ -102,6 +113,7 @@ void AccumulateTiles(const AttentionTile& tile, const KvBlock& block, float* out
       _tile_loadd(3, high + kTileRows, out_bytes);
     }
     for (int half = 0; half < 2; ++half) {
+      if (!InHalf(visible, half)) continue;
       const auto* v = static_cast<const uint16_t*>(block.v[2 * half]) + 2 * d;
       _tile_loadd(4, probs + half * kTileDepth, kProbBytes);
       _tile_loadd(6, v, v_bytes);
@@ -124,22 +136,29 @@ void AccumulateTiles(const AttentionTile& tile, const KvBlock& block, float* out
 }
 
 // A quarter of the next block of this head, which is one slab, at a time: a burst of all its lines
-// would hold up the loads of this one.
+// would hold up the loads of this one. Of a block that is not read whole: one of its groups.
 void PrefetchQuarter(const AttentionTile& tile, const KvBlock* next, int quarter) {
   if (next == nullptr) return;
+  if (next->keys != ~uint64_t{0}) {
+    if (GroupBits(next->keys, quarter) == 0) return;
+    PrefetchKeys<Bf16Dot>(tile, *next, quarter);
+    PrefetchValues<Bf16Dot>(tile, *next, quarter);
+    return;
+  }
   const int64_t bytes = int64_t{kBlockKeys} * tile.head_dim;
   const auto* slab = static_cast<const char*>(next->k[0]) + quarter * bytes;
   for (int64_t at = 0; at < bytes; at += 64) Prefetch(slab + at);
 }
 
-void FoldBlockAmx(const AttentionTile& tile, const KvBlock& block, const KvBlock* next) {
-  const uint64_t listed = ListedKeys(block.groups);
+void FoldBlockAmx(const AttentionTile& tile, const KvBlock& listed, const KvBlock* next) {
+  KvBlock block = listed;
+  if (block.keys != ~uint64_t{0}) CleanValues<Bf16Dot, kHalfKeys>(tile, &block);
   for (int row = 0; row < tile.rows; row += kAmxRows) {
     const int rows = tile.rows - row < kAmxRows ? tile.rows - row : kAmxRows;
     uint64_t keys[kAmxRows];
     uint64_t any = 0;
     for (int r = 0; r < rows; ++r) {
-      keys[r] = VisibleKeys(tile, block, listed, tile.positions[row + r]);
+      keys[r] = VisibleKeys(tile, block, tile.positions[row + r]);
       any |= keys[r];
     }
     if (any == 0) continue;
@@ -148,7 +167,7 @@ void FoldBlockAmx(const AttentionTile& tile, const KvBlock& block, const KvBlock
     const bool two = rows > kTileRows;
     PrefetchQuarter(tile, next, 0);
     Fence();
-    two ? ScoreTiles<true>(tile, block, q) : ScoreTiles<false>(tile, block, q);
+    two ? ScoreTiles<true>(tile, block, any, q) : ScoreTiles<false>(tile, block, any, q);
     Fence();
     PrefetchQuarter(tile, next, 1);
     float factor[kAmxRows];
@@ -161,7 +180,8 @@ void FoldBlockAmx(const AttentionTile& tile, const KvBlock& block, const KvBlock
     }
     PrefetchQuarter(tile, next, 2);
     Fence();
-    two ? AccumulateTiles<true>(tile, block, out) : AccumulateTiles<false>(tile, block, out);
+    two ? AccumulateTiles<true>(tile, block, any, out)
+        : AccumulateTiles<false>(tile, block, any, out);
     Fence();
     PrefetchQuarter(tile, next, 3);
     next = nullptr;

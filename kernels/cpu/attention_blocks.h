@@ -22,7 +22,7 @@ class BlockCursor final {
     StaticShape shape;
   };
 
-  BlockCursor(const KvPool& pool, const Scope& scope) : pool_(pool), scope_(scope) {}
+  BlockCursor(const KvPool& pool, const Scope& scope);
 
   // Limits the walk to entries [begin, end) of `ranges`.
   void Limit(const KeyRanges& ranges, int64_t begin, int64_t end) {
@@ -31,16 +31,17 @@ class BlockCursor final {
     range_end_ = end;
   }
 
-  // False at the end. Skips the blocks that no query of the tile sees.
+  // False at the end. Leaves out what no query of the tile sees, in groups of 16 keys.
   bool Next(KvBlock* block);
 
  private:
   void TakePages(KvBlock* block);
-  uint32_t GroupsInRanges(int64_t first_key);
-  bool BelowWindow(int64_t first_key) const;
+  uint64_t KeysInRanges(int64_t first_key);
+  uint64_t SeenGroups(int64_t first_key) const;
 
   const KvPool& pool_;
   Scope scope_;
+  int64_t window_begin_ = 0;  // first key in the window of any query; 0 without a window
   const KeyRanges* ranges_ = nullptr;
   int64_t range_ = 0;
   int64_t range_end_ = 0;

@@ -90,10 +90,9 @@ inline uint64_t LowBits(int64_t count) {
 }
 
 // Bit j: the query at `position` sees key j of the block.
-inline uint64_t VisibleKeys(const AttentionTile& tile, const KvBlock& block, uint64_t listed,
-                            int32_t position) {
+inline uint64_t VisibleKeys(const AttentionTile& tile, const KvBlock& block, int32_t position) {
   const int64_t own = position - block.first_key;
-  uint64_t keys = LowBits(own + 1) & listed;
+  uint64_t keys = LowBits(own + 1) & block.keys;
   if (tile.window_tokens > 0) {
     const uint64_t in_window = ~LowBits(own - tile.window_tokens + 1);
     keys &= in_window | LowBits(tile.sink_tokens - block.first_key);
@@ -101,19 +100,82 @@ inline uint64_t VisibleKeys(const AttentionTile& tile, const KvBlock& block, uin
   return keys;
 }
 
-// The groups of a block that some row of a micro tile sees.
-struct VisibleGroups final {
+inline uint32_t GroupBits(uint64_t keys, int group) {
+  return static_cast<uint32_t>(keys >> (group * kGroupKeys)) & 0xffffu;
+}
+
+// The groups of a block that hold some of `keys`, ascending.
+struct Groups final {
+  const void* k[kBlockGroups];
   const void* v[kBlockGroups];
   int group[kBlockGroups];
   int count;
 };
 
-inline uint64_t ListedKeys(uint32_t groups) {
-  uint64_t keys = 0;
+inline Groups GroupsOf(const KvBlock& block, uint64_t keys) {
+  Groups groups;
+  groups.count = 0;
   for (int g = 0; g < kBlockGroups; ++g) {
-    if ((groups >> g) & 1u) keys |= uint64_t{0xffff} << (kGroupKeys * g);
+    if (GroupBits(keys, g) == 0) continue;
+    groups.k[groups.count] = block.k[g];
+    groups.v[groups.count] = block.v[g];
+    groups.group[groups.count++] = g;
   }
-  return keys;
+  return groups;
+}
+
+// No group lacks all of its keys.
+inline bool WholeBlock(const KvBlock& block) {
+  for (int g = 0; g < kBlockGroups; ++g) {
+    if (GroupBits(block.keys, g) == 0) return false;
+  }
+  return true;
+}
+
+// Every group is listed whole or not at all.
+inline bool WholeGroups(uint64_t keys) {
+  return (keys & 0x0001000100010001u) * 0xffffu == keys;
+}
+
+// A probability of 0 does not keep a NaN or infinity of V out, so the values of runs of kRunKeys
+// that are listed in part are copied, with zeros for the keys that are not.
+template <class E, int kRunKeys>
+__attribute__((noinline)) void CleanValues(const AttentionTile& tile, KvBlock* block) {
+  using Word = uint32_t __attribute__((may_alias));
+  constexpr int kRunGroups = kRunKeys / kGroupKeys;
+  constexpr uint64_t kRun = (uint64_t{1} << kRunKeys) - 1;
+  constexpr uint32_t kElement = E::kPack == 1 ? 0xffffffffu : 0xffffu;
+  for (int first = 0; first < kBlockGroups; first += kRunGroups) {
+    const uint64_t run = (block->keys >> (first * kGroupKeys)) & kRun;
+    if (run == 0 || run == kRun) continue;
+    for (int g = first; g < first + kRunGroups; ++g) {
+      const uint32_t bits = GroupBits(block->keys, g);
+      auto* to = static_cast<Word*>(tile.values) +
+                 int64_t{g} * (kGroupKeys / E::kPack) * tile.head_dim;
+      const auto* from = static_cast<const Word*>(block->v[g]);
+      block->v[g] = to;
+      for (int key = 0; key < kGroupKeys; key += E::kPack, to += tile.head_dim) {
+        uint32_t keep = (bits >> key) & 1u ? kElement : 0;
+        if (E::kPack == 2 && ((bits >> (key + 1)) & 1u) != 0) keep |= ~kElement;
+        for (int d = 0; d < tile.head_dim; ++d) to[d] = bits == 0 ? 0 : from[d] & keep;
+        if (bits != 0) from += tile.head_dim;
+      }
+    }
+  }
+}
+
+// A group's lines, in one go: for blocks that read a part of their keys.
+template <class E>
+void PrefetchKeys(const AttentionTile& tile, const KvBlock& block, int group) {
+  const auto* k = static_cast<const typename E::Kv*>(block.k[group]);
+  for (int i = 0; i < tile.head_dim; i += E::kPack, k += tile.k_stride) Prefetch(k);
+}
+
+template <class E>
+void PrefetchValues(const AttentionTile& tile, const KvBlock& block, int group) {
+  const auto* v = static_cast<const typename E::Kv*>(block.v[group]);
+  const int64_t elements = int64_t{kGroupKeys} * tile.head_dim;
+  for (int64_t i = 0; i < elements; i += 64 / sizeof(*v)) Prefetch(v + i);
 }
 
 // What is rare happens in place before the softmax, so that its loop keeps to registers.
@@ -168,50 +230,59 @@ inline void SoftmaxRows(const AttentionTile& tile, int row, int rows, const uint
   }
 }
 
-// scores[r, j] = q[r] . k[j] for R rows and the 64 keys of the block.
-template <class E, int R, bool kPrefetch>
-inline void ScoreRows(const AttentionTile& tile, const KvBlock& block, const KvBlock* next,
-                      const typename E::A* q) {
+// scores[r, j] = q[r] . k[j] for R rows and the keys of G groups from `groups` at `first`.
+template <class E, int R, int G, bool kPrefetch>
+inline void ScoreGroups(const AttentionTile& tile, const Groups& groups, const KvBlock* next,
+                        const typename E::A* q, int first) {
   using Kv = typename E::Kv;
-  constexpr int kPass = kLanes * kMicroCols;
+  constexpr int kGroupVecs = kGroupKeys / kLanes;
+  constexpr int kCols = G * kGroupVecs;
   const int steps = tile.head_dim / E::kPack;
-  for (int first = 0; first < kBlockKeys; first += kPass) {
-    const Kv* k[kMicroCols];
-    const Kv* ahead[kMicroCols];
-    for (int c = 0; c < kMicroCols; ++c) {
-      const int key = first + c * kLanes;
-      k[c] = static_cast<const Kv*>(block.k[key / kGroupKeys]) + key % kGroupKeys * E::kPack;
-      if (kPrefetch) ahead[c] = static_cast<const Kv*>(next->k[key / kGroupKeys]);
+  const Kv* k[kCols];
+  const Kv* ahead[G];
+  for (int c = 0; c < kCols; ++c) {
+    k[c] = static_cast<const Kv*>(groups.k[first + c / kGroupVecs]) +
+           c % kGroupVecs * kLanes * E::kPack;
+  }
+  for (int g = 0; kPrefetch && g < G; ++g) ahead[g] = static_cast<const Kv*>(next->k[first + g]);
+  Vec sum[R][kCols];
+  for (int r = 0; r < R; ++r) {
+    for (int c = 0; c < kCols; ++c) sum[r][c] = Set1(0.0f);
+  }
+  for (int64_t step = 0, at = 0; step < steps; ++step, at += tile.k_stride) {
+    typename E::KvVec kv[kCols];
+    for (int c = 0; c < kCols; ++c) {
+      kv[c] = E::LoadKv(k[c] + at);
+      if (kPrefetch && c % kGroupVecs == 0) Prefetch(ahead[c / kGroupVecs] + at);
     }
-    Vec sum[R][kMicroCols];
-    for (int r = 0; r < R; ++r) {
-      for (int c = 0; c < kMicroCols; ++c) sum[r][c] = Set1(0.0f);
+    for (int r = 0; r < R; ++r, q += E::kPack) {
+      const auto left = E::LoadA(q);
+      for (int c = 0; c < kCols; ++c) sum[r][c] = E::Dot(sum[r][c], left, kv[c]);
     }
-    const typename E::A* a = q;
-    for (int64_t step = 0, at = 0; step < steps; ++step, at += tile.k_stride) {
-      typename E::KvVec kv[kMicroCols];
-      for (int c = 0; c < kMicroCols; ++c) {
-        kv[c] = E::LoadKv(k[c] + at);
-        if (kPrefetch && c * kLanes % kGroupKeys == 0) {
-          Prefetch(ahead[c] + at);
-        }
-      }
-      for (int r = 0; r < R; ++r, a += E::kPack) {
-        const auto left = E::LoadA(a);
-        for (int c = 0; c < kMicroCols; ++c) sum[r][c] = E::Dot(sum[r][c], left, kv[c]);
-      }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int c = 0; c < kCols; ++c) {
+      const int key = groups.group[first + c / kGroupVecs] * kGroupKeys + c % kGroupVecs * kLanes;
+      Store(tile.scores + r * kBlockKeys + key, sum[r][c]);
     }
-    for (int r = 0; r < R; ++r) {
-      for (int c = 0; c < kMicroCols; ++c) {
-        Store(tile.scores + r * kBlockKeys + first + c * kLanes, sum[r][c]);
-      }
-    }
+  }
+}
+
+// G groups at a time, then the rest in smaller lots. With kPrefetch both blocks are whole.
+template <class E, int R, int G, bool kPrefetch>
+inline void ScoreRows(const AttentionTile& tile, const Groups& groups, const KvBlock* next,
+                      const typename E::A* q, int first) {
+  for (; first + G <= groups.count; first += G) {
+    ScoreGroups<E, R, G, kPrefetch>(tile, groups, next, q, first);
+  }
+  if constexpr (G > 1 && !kPrefetch) {
+    if (first < groups.count) ScoreRows<E, R, G / 2, false>(tile, groups, next, q, first);
   }
 }
 
 // out[r, col : col + C vectors] = factor[r] * out + probs[r] . v, over the groups of the block.
 template <class E, int R, int C, bool kPrefetch>
-inline void AccumulateColumns(const AttentionTile& tile, const VisibleGroups& visible,
+inline void AccumulateColumns(const AttentionTile& tile, const Groups& visible,
                               const KvBlock* next, float* out, const float* factor, int col) {
   using Kv = typename E::Kv;
   const int64_t v_stride = int64_t{tile.head_dim} * E::kPack;
@@ -251,7 +322,7 @@ inline void AccumulateColumns(const AttentionTile& tile, const VisibleGroups& vi
 }
 
 template <class E, int R, int C, bool kPrefetch>
-inline void AccumulateRows(const AttentionTile& tile, const VisibleGroups& visible,
+inline void AccumulateRows(const AttentionTile& tile, const Groups& visible,
                            const KvBlock* next, float* out, const float* factor, int col) {
   for (; col + C * kLanes <= tile.head_dim; col += C * kLanes) {
     AccumulateColumns<E, R, C, kPrefetch>(tile, visible, next, out, factor, col);
@@ -263,50 +334,56 @@ inline void AccumulateRows(const AttentionTile& tile, const VisibleGroups& visib
   }
 }
 
+// kPrefetch: the lines of `next` between the loads of this block, where both are read whole.
 template <class E, int R, bool kPrefetch>
-void MicroTile(const AttentionTile& tile, const KvBlock& block, const KvBlock* next, int row,
-               const uint64_t* keys, uint64_t any) {
-  ScoreRows<E, R, kPrefetch>(tile, block, next,
-                             static_cast<typename E::A*>(tile.q) + int64_t{row} * tile.head_dim);
+void MicroTile(const AttentionTile& tile, const Groups& visible, const KvBlock* next, int row,
+               const uint64_t* keys) {
+  constexpr int kGroups = kMicroCols * kLanes / kGroupKeys;
+  ScoreRows<E, R, kGroups, kPrefetch>(
+      tile, visible, next, static_cast<typename E::A*>(tile.q) + int64_t{row} * tile.head_dim, 0);
   float factor[R];
   SoftmaxRows<E>(tile, row, R, keys, factor);
-  VisibleGroups visible{};
-  for (int g = 0; g < kBlockGroups; ++g) {
-    if (((any >> (g * kGroupKeys)) & 0xffffu) == 0) continue;
-    visible.v[visible.count] = block.v[g];
-    visible.group[visible.count++] = g;
-  }
   AccumulateRows<E, R, kMicroCols, kPrefetch>(tile, visible, next,
                                               tile.out + int64_t{row} * tile.head_dim, factor, 0);
 }
 
 template <class E, int R>
-void RunMicroTile(int rows, const AttentionTile& tile, const KvBlock& block, const KvBlock* next,
-                  int row, const uint64_t* keys, uint64_t any) {
+void RunMicroTile(int rows, const AttentionTile& tile, const Groups& visible, const KvBlock* next,
+                  int row, const uint64_t* keys) {
   if (rows == R) {
     if (next != nullptr) {
-      MicroTile<E, R, true>(tile, block, next, row, keys, any);
+      MicroTile<E, R, true>(tile, visible, next, row, keys);
     } else {
-      MicroTile<E, R, false>(tile, block, next, row, keys, any);
+      MicroTile<E, R, false>(tile, visible, next, row, keys);
     }
   } else if constexpr (R > 1) {
-    RunMicroTile<E, R - 1>(rows, tile, block, next, row, keys, any);
+    RunMicroTile<E, R - 1>(rows, tile, visible, next, row, keys);
   }
 }
 
 template <class E>
-void FoldBlock(const AttentionTile& tile, const KvBlock& block, const KvBlock* next) {
-  const uint64_t listed = ListedKeys(block.groups);
+void FoldBlock(const AttentionTile& tile, const KvBlock& listed, const KvBlock* next) {
+  KvBlock block = listed;
+  if (!WholeGroups(block.keys)) CleanValues<E, kGroupKeys>(tile, &block);
   for (int row = 0; row < tile.rows; row += kMicroRows) {
     const int rows = tile.rows - row < kMicroRows ? tile.rows - row : kMicroRows;
     uint64_t keys[kMicroRows];
     uint64_t any = 0;
     for (int r = 0; r < rows; ++r) {
-      keys[r] = VisibleKeys(tile, block, listed, tile.positions[row + r]);
+      keys[r] = VisibleKeys(tile, block, tile.positions[row + r]);
       any |= keys[r];
     }
     if (any == 0) continue;
-    RunMicroTile<E, kMicroRows>(rows, tile, block, next, row, keys, any);
+    const Groups visible = GroupsOf(block, any);
+    if (next != nullptr && (visible.count < kBlockGroups || !WholeBlock(*next))) {
+      for (int g = 0; g < kBlockGroups; ++g) {
+        if (GroupBits(next->keys, g) == 0) continue;
+        PrefetchKeys<E>(tile, *next, g);
+        PrefetchValues<E>(tile, *next, g);
+      }
+      next = nullptr;
+    }
+    RunMicroTile<E, kMicroRows>(rows, tile, visible, next, row, keys);
     next = nullptr;
   }
 }

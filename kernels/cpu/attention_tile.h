@@ -24,10 +24,10 @@ inline constexpr int kSumLanes = 16;
 inline constexpr float kNoScore = -1e30f;
 
 struct KvBlock final {
-  const void* k[kBlockGroups];  // of 16 keys each; readable even where `groups` lacks the bit
-  const void* v[kBlockGroups];
-  int64_t first_key;  // position of key 0, a multiple of 64
-  uint32_t groups;    // bit g: keys [16 g, 16 g + 16) are in the list and the ranges
+  const void* k[kBlockGroups];  // of 16 keys each; only set where `keys` has one of the group,
+  const void* v[kBlockGroups];  // so that no kernel may look at the others
+  int64_t first_key;            // position of key 0, a multiple of 64
+  uint64_t keys;                // bit j: key j is in the list and the ranges
 };
 
 struct AttentionTile final {
@@ -47,6 +47,7 @@ struct AttentionTile final {
   float* sum;                // [rows, kSumLanes] partial sums of p, to be added up in order
   float* scores;             // [kMicroRowsMax, kBlockKeys]
   void* probs;               // [kMicroRowsMax, kBlockKeys] of the kernel's operand type
+  void* values;              // V of one block: [kBlockKeys, head_dim] as stored
 };
 
 struct AttentionKernels final {

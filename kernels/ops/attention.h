@@ -62,8 +62,10 @@ struct AttendDecodeArgs final {
   int lists_per_row = 1;  // 1: all kv heads share the row's list; else kv_heads
   AttentionParams params;
   const StaticShape* shapes = nullptr;  // [rows, kv_heads], device memory; null: params.shape
-  TensorView dropped_lse;  // [rows, q_heads] f32, or empty: exp of it joins the denominator only
-  TensorView out;          // [rows, q_heads, head_dim] act
+  // [rows, q_heads] f32, or empty: exp of it joins the denominator only, like a sink logit of the
+  // row: out shrinks by exp(lse) / (exp(lse) + exp(dropped_lse)), lse stays. -inf: nothing dropped.
+  TensorView dropped_lse;
+  TensorView out;  // [rows, q_heads, head_dim] act
   TensorView lse;  // [rows, q_heads] f32 (natural log, of the scaled and capped scores), or empty
 };
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <limits>
 
-#include "kernels/core/checked_math.h"
+#include "kernels/ops/check_parts.h"
 #include "kernels/ops/checker.h"
 
 namespace lacuna::kernels {
@@ -99,19 +99,17 @@ void CheckParams(Checker& check, const AttentionParams& params) {
                 "window and sink tokens >= 0");
 }
 
-// A device answers a misaligned access with an error that no later call survives.
-template <typename T>
-bool Aligned(const T* pointer) {
-  return reinterpret_cast<uintptr_t>(pointer) % alignof(T) == 0;
-}
-
 void CheckLists(Checker& check, const PageLists& lists, int64_t need) {
   check.Require(lists.lists == need, "lists", "one list per row (and kv head) or chunk");
   check.Require(need == 0 || (lists.begins != nullptr && lists.ends != nullptr), "lists",
                 "begins and ends");
   check.Require(Aligned(lists.begins) && Aligned(lists.ends) && Aligned(lists.pages) &&
-                    Aligned(lists.logical),
+                    Aligned(lists.logical) && Aligned(lists.masks),
                 "lists", "arrays aligned to their elements");
+}
+
+void CheckShapes(Checker& check, const StaticShape* shapes) {
+  check.Require(Aligned(shapes), "shapes", "an array aligned to its elements");
 }
 
 // q, out and lse, the same for both attentions.
@@ -176,6 +174,8 @@ Status Check(const AttendDecodeArgs& args, DType act) {
   check.Require(args.lists_per_row == 1 || args.lists_per_row == args.pool.kv_heads,
                 "lists_per_row", "1 or the number of kv heads");
   CheckLists(check, args.lists, rows * args.lists_per_row);
+  CheckShapes(check, args.shapes);
+  check.OptionalTensor("dropped_lse", args.dropped_lse, {DType::kF32}, {rows, args.q.dim(1)});
   return check.Take();
 }
 
@@ -185,14 +185,9 @@ Status Check(const AttendPrefillArgs& args, DType act) {
   CheckParams(check, args.params);
   CheckQueries(check, args.q, args.out, args.lse, args.pool, act);
   if (!check.ok()) return check.Take();
-  for (const PrefillChunk& chunk : args.chunks) {
-    const auto end_row = CheckedAdd(chunk.first_row, chunk.rows);
-    const auto end_position = CheckedAdd(chunk.first_position, chunk.rows);
-    check.Require(chunk.first_row >= 0 && chunk.rows >= 0 && chunk.first_position >= 0 &&
-                      end_row.has_value() && *end_row <= args.q.dim(0) && end_position.has_value(),
-                  "chunks", "rows inside q");
-  }
+  CheckChunks(check, args.chunks, args.q.dim(0));
   CheckLists(check, args.lists, static_cast<int64_t>(args.chunks.size()));
+  CheckShapes(check, args.shapes);
   if (args.ranges != nullptr && !args.chunks.empty()) {
     check.Require(args.ranges->begins != nullptr && args.ranges->ends != nullptr &&
                       args.ranges->chunk_offsets != nullptr,

@@ -1,23 +1,115 @@
+#include <cmath>
+#include <limits>
+#include <string>
+
+#include "kernels/ops/check_parts.h"
 #include "kernels/ops/checker.h"
 #include "kernels/ops/checks.h"
+#include "kernels/ops/range_limits.h"
 
 namespace lacuna::kernels {
+namespace {
+
+bool Estimates(const PrefillPath& path, EstimateKind a, EstimateKind b) {
+  return path.estimate == a || path.estimate == b;
+}
+
+// Which estimates a selector can read, as kvcache/sparse/checker.cc says of profiles.
+bool EstimateFits(const PrefillPath& path) {
+  switch (path.select) {
+    case PrefillSelectKind::kAll:
+    case PrefillSelectKind::kNone:
+      return path.estimate == EstimateKind::kNone;
+    case PrefillSelectKind::kVerticalSlash:
+      return path.estimate == EstimateKind::kProbe;
+    case PrefillSelectKind::kCover:
+      return Estimates(path, EstimateKind::kProbe, EstimateKind::kProbePooled);
+    case PrefillSelectKind::kTopK:
+    case PrefillSelectKind::kTopP:
+      return path.estimate == EstimateKind::kPooled;
+  }
+  return false;
+}
+
+void CheckPath(Checker& check, const PrefillPath& path) {
+  check.Require(EstimateFits(path), "path", "an estimate that the selector reads");
+  check.Require(path.block_tokens == 64 || path.block_tokens == 128, "path",
+                "block_tokens 64 or 128");
+  check.Require(path.pool != PrefillPool::kAntidiagonal ||
+                    (path.stride_tokens > 0 && path.block_tokens % path.stride_tokens == 0),
+                "path", "stride_tokens that divide block_tokens");
+  check.Require(path.estimate != EstimateKind::kProbePooled || path.pool == PrefillPool::kMean,
+                "path", "the pool mean beside a probe");
+}
+
+bool IsShare(double value) { return value >= 0 && value <= 1; }
+
+void CheckDials(Checker& check, const PrefillDials& dials) {
+  check.Require(dials.probe_rows > 0 && IsShare(double{dials.probe_fraction}), "dials",
+                "probe_rows of at least 1, probe_fraction from 0 to 1");
+  check.Require(IsShare(dials.fraction) && IsShare(dials.local_fraction), "dials",
+                "shares from 0 to 1");
+  check.Require(dials.budget_tokens >= 0 && dials.min_tokens >= 0 && dials.max_tokens >= 0 &&
+                    dials.sink_tokens >= 0 && dials.local_tokens >= 0 && dials.last_rows >= 0 &&
+                    dials.dense_below_tokens >= 0 && dials.low_channels >= 0 &&
+                    dials.high_channels >= 0 && dials.correct_last_rows >= 0,
+                "dials", "counts >= 0");
+  check.Require(dials.correct_stride_rows > 0, "dials", "correct_stride_rows of at least 1");
+  check.Require(!std::isnan(dials.js_threshold), "dials", "a js_threshold that is a number");
+}
+
+void CheckRangeChunks(Checker& check, const SelectRangesArgs& args) {
+  int64_t context = 0;
+  for (const RangeChunk& part : args.chunks) {
+    CheckChunks(check, {&part.chunk, 1}, args.q.dim(0));
+    CheckDials(check, part.dials);
+    if (!check.ok()) return;
+    const int64_t end = int64_t{part.chunk.first_position} + part.chunk.rows;
+    check.Require(part.prompt_tokens >= end, "chunks", "prompt_tokens that reach its end");
+    context = std::max(context, end);
+  }
+  check.Require(args.out.stride >= RangesMax(args.path, context), "out",
+                "a stride of RangesMax at least");
+}
+
+void CheckRangeArrays(Checker& check, const RangeArrays& out) {
+  check.Require(out.begin != nullptr && out.end != nullptr && out.begins != nullptr &&
+                    out.ends != nullptr && out.chunk_offsets != nullptr,
+                "out", "begin, end, begins, ends and chunk_offsets");
+  check.Require(Aligned(out.begin) && Aligned(out.end) && Aligned(out.begins) &&
+                    Aligned(out.ends) && Aligned(out.chunk_offsets),
+                "out", "arrays aligned to their elements");
+}
+
+}  // namespace
 
 Status Check(const SelectRangesArgs& args, DType act) {
   Checker check("SelectRanges");
-  check.Tensor("q", args.q, {act}, {kAnyDim, kAnyDim, kAnyDim});
-  return check.Take();
-}
-
-Status Check(const CorrectPrefillArgs& args, DType act) {
-  Checker check("CorrectPrefill");
-  check.Tensor("out", args.out, {act}, {kAnyDim, kAnyDim, kAnyDim});
-  return check.Take();
-}
-
-Status Check(const CompareAttentionArgs& args, DType act) {
-  Checker check("CompareAttention");
-  check.Tensor("sparse", args.sparse, {act}, {kAnyDim, kAnyDim, kAnyDim});
+  const KvPool& pool = args.pool;
+  check.Require(pool.dtype == act && pool.kv_heads > 0 && pool.head_dim > 0 &&
+                    pool.head_dim % 2 == 0 && (pool.page_tokens == 16 || pool.page_tokens == 64),
+                "pool", "kv heads of an even head_dim in act, pages of 16 or 64 tokens");
+  check.Require(pool.pages == 0 || pool.data != nullptr, "pool", "memory");
+  if (!check.ok() || !check.Tensor("q", args.q, {act}, {kAnyDim, kAnyDim, pool.head_dim})) {
+    return check.Take();
+  }
+  check.Require(args.q.dim(1) > 0 && args.q.dim(1) % pool.kv_heads == 0, "q",
+                "query heads that are a multiple of the kv heads");
+  check.Require(std::isfinite(args.scale), "scale", "a finite number");
+  CheckPath(check, args.path);
+  check.Require(args.lists.lists == static_cast<int64_t>(args.chunks.size()), "lists",
+                "one list per chunk");
+  if (!check.ok() || args.chunks.empty()) return check.Take();
+  const PageLists& lists = args.lists;
+  check.Require(lists.begins != nullptr && lists.ends != nullptr, "lists", "begins and ends");
+  check.Require(Aligned(lists.begins) && Aligned(lists.ends) && Aligned(lists.pages) &&
+                    Aligned(lists.logical),
+                "lists", "arrays aligned to their elements");
+  check.Require(args.heads != nullptr && Aligned(args.heads), "heads", "one per query head");
+  check.Require(Aligned(args.shapes), "shapes", "an array aligned to its elements");
+  check.Require(Aligned(args.stats), "stats", "an array aligned to its elements");
+  CheckRangeArrays(check, args.out);
+  CheckRangeChunks(check, args);
   return check.Take();
 }
 

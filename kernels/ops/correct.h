@@ -11,6 +11,12 @@
 
 namespace lacuna::kernels {
 
+// How many rows of the chunk have a position that is a multiple of `stride`.
+inline int64_t CorrectedRows(const PrefillChunk& chunk, int64_t stride) {
+  const int64_t first = chunk.first_position, end = first + chunk.rows;
+  return (end + stride - 1) / stride - (first + stride - 1) / stride;
+}
+
 // Rows whose position is a multiple of `stride` were also computed densely; row j of `dense` is the
 // j-th such row, over all chunks in order. With s(r) the last such row at or before r in the chunk:
 //   kDelta:      out[r] += dense[s(r)] - out[s(r)]  for every r from the chunk's first such row on
@@ -24,7 +30,8 @@ struct CorrectPrefillArgs final {
   TensorView out;    // [tokens, q_heads, head_dim] act, in place
 };
 
-// How far a sparse decode row is from the dense one, in one layer.
+// How far a sparse decode row is from the dense one, in one layer. A head whose dense lse is -inf
+// has nothing to capture: mass 1. A sparse row beside a dense one of zeros: error 1, 0 if equal.
 struct AttentionAudit final {
   float captured_mass = 0;  // sum over layers of mean over heads of exp(lse_sparse - lse_dense)
   float output_error = 0;   // sum over layers of |sparse - dense| / |dense|, 2-norms of the row

@@ -44,14 +44,16 @@ void CheckDecode(const AttentionSpec& spec, const DecodeCase& test) {
   world.FillRandom(&q, 4.0f);
   DeviceLists device_lists(world.backend(), lists);
   TestArray<int32_t> device_positions(world.backend(), positions);
-  const AttendDecodeArgs args{q.view3(spec.q_heads),
-                              world.pool(),
-                              TensorView(device_positions.device(), DType::kI32, {rows}),
-                              device_lists.view(),
-                              lists_per_row,
-                              world.params(),
-                              out.view3(spec.q_heads),
-                              lse.view()};
+  const AttendDecodeArgs args{
+      .q = q.view3(spec.q_heads),
+      .pool = world.pool(),
+      .positions = TensorView(device_positions.device(), DType::kI32, {rows}),
+      .lists = device_lists.view(),
+      .lists_per_row = lists_per_row,
+      .params = world.params(),
+      .dropped_lse = {},
+      .out = out.view3(spec.q_heads),
+      .lse = lse.view()};
   Stream stream;
   ASSERT_EQ(AttendDecode(world.backend(), args, stream), OkStatus());
 

@@ -57,14 +57,13 @@ TestTensor Prefill(const AttentionSpec& spec, const std::vector<int>& cuts, int 
     begin = end;
   }
   DeviceLists device_lists(world.backend(), lists);
-  const AttendPrefillArgs args{q.view3(spec.q_heads),
-                               world.pool(),
-                               chunks,
-                               device_lists.view(),
-                               nullptr,
-                               world.params(),
-                               out.view3(spec.q_heads),
-                               {}};
+  const AttendPrefillArgs args{.q = q.view3(spec.q_heads),
+                               .pool = world.pool(),
+                               .chunks = chunks,
+                               .lists = device_lists.view(),
+                               .params = world.params(),
+                               .out = out.view3(spec.q_heads),
+                               .lse = {}};
   Stream stream;
   EXPECT_EQ(AttendPrefill(world.backend(), args, stream), OkStatus());
   EXPECT_EQ(world.backend().device().Synchronize(stream), OkStatus());
@@ -130,14 +129,15 @@ TestTensor Decode(const AttentionSpec& spec, int batch, int threads) {
     view.begins += first;
     view.ends += first;
     view.lists = count;
-    const AttendDecodeArgs args{q.view3(spec.q_heads).Slice(first, count),
-                                world.pool(),
-                                TensorView(device_positions.device() + first, DType::kI32, {count}),
-                                view,
-                                1,
-                                world.params(),
-                                out.view3(spec.q_heads).Slice(first, count),
-                                {}};
+    const AttendDecodeArgs args{
+        .q = q.view3(spec.q_heads).Slice(first, count),
+        .pool = world.pool(),
+        .positions = TensorView(device_positions.device() + first, DType::kI32, {count}),
+        .lists = view,
+        .params = world.params(),
+        .dropped_lse = {},
+        .out = out.view3(spec.q_heads).Slice(first, count),
+        .lse = {}};
     EXPECT_EQ(AttendDecode(world.backend(), args, stream), OkStatus());
   }
   EXPECT_EQ(world.backend().device().Synchronize(stream), OkStatus());

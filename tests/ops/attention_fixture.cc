@@ -39,6 +39,7 @@ AttentionWorld::AttentionWorld(std::shared_ptr<Backend> backend, const Attention
     next += count;
     Append(static_cast<int>(s));
   }
+  unwritten_page_ = *next;
 }
 
 KvPool AttentionWorld::pool() {
@@ -47,7 +48,7 @@ KvPool AttentionWorld::pool() {
   return pool;
 }
 
-// In two calls, the second of which starts inside a page and ends with a token without a slot.
+// In two calls, the second of which starts inside a page.
 void AttentionWorld::Append(int sequence) {
   const int tokens = tokens_[static_cast<size_t>(sequence)];
   const int64_t columns = int64_t{spec_.kv_heads} * spec_.head_dim;
@@ -56,26 +57,51 @@ void AttentionWorld::Append(int sequence) {
   FillRandom(&k, 1.0f);
   FillRandom(&v, 1.0f);
   std::vector<float> keys, values;
-  std::vector<int32_t> slots;
   for (int t = 0; t < tokens; ++t) {
-    const auto page = static_cast<size_t>(t / spec_.page_tokens);
-    slots.push_back(page_table_[static_cast<size_t>(sequence)][page] * spec_.page_tokens +
-                    t % spec_.page_tokens);
     for (int64_t i = 0; i < columns; ++i) {
       keys.push_back(k.at(t, i));
       values.push_back(v.at(t, i));
     }
   }
-  slots.push_back(-1);
   k_.push_back(std::move(keys));
   v_.push_back(std::move(values));
+  AppendTensors(sequence, &k, &v, tokens / 3);
+}
+
+void AttentionWorld::Poison(int sequence, const std::function<bool(int, int)>& bad) {
+  const auto s = static_cast<size_t>(sequence);
+  const int tokens = tokens_[s];
+  const int64_t columns = int64_t{spec_.kv_heads} * spec_.head_dim;
+  TestTensor k = MakeTensor(spec_.dtype(), tokens + 1, columns);
+  TestTensor v = MakeTensor(spec_.dtype(), tokens + 1, columns);
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+  for (int t = 0; t < tokens; ++t) {
+    for (int64_t i = 0; i < columns; ++i) {
+      const bool nan = bad(t, static_cast<int>(i) / spec_.head_dim);
+      const auto at = static_cast<size_t>(t * columns + i);
+      k.set(t, i, nan ? kNan : k_[s][at]);
+      v.set(t, i, nan ? kNan : v_[s][at]);
+    }
+  }
+  AppendTensors(sequence, &k, &v, tokens);
+}
+
+// The tokens of a sequence and a row without a slot, in two calls, the second from `first` on.
+void AttentionWorld::AppendTensors(int sequence, TestTensor* k, TestTensor* v, int first) {
+  const int tokens = tokens_[static_cast<size_t>(sequence)];
+  std::vector<int32_t> slots;
+  for (int t = 0; t < tokens; ++t) {
+    const auto page = static_cast<size_t>(t / spec_.page_tokens);
+    slots.push_back(page_table_[static_cast<size_t>(sequence)][page] * spec_.page_tokens +
+                    t % spec_.page_tokens);
+  }
+  slots.push_back(-1);
   TestArray<int32_t> slot_memory(*backend_, slots);
-  const int first = tokens / 3;
   Stream stream;
   for (const auto& [begin, end] : {std::pair(0, first), std::pair(first, tokens + 1)}) {
     if (begin == end) continue;
-    const AppendKvArgs args{k.view3(spec_.kv_heads).Slice(begin, end - begin),
-                            v.view3(spec_.kv_heads).Slice(begin, end - begin),
+    const AppendKvArgs args{k->view3(spec_.kv_heads).Slice(begin, end - begin),
+                            v->view3(spec_.kv_heads).Slice(begin, end - begin),
                             TensorView(slot_memory.device() + begin, DType::kI32, {end - begin}),
                             pool()};
     ASSERT_EQ(AppendKv(*backend_, args, stream), OkStatus());
@@ -113,14 +139,16 @@ size_t AttentionWorld::KeyIndex(int token, int kv_head) const {
 
 AttentionWorld::Expected AttentionWorld::Reference(const TestTensor& q, int64_t row, int head,
                                                    int sequence, int position,
-                                                   const std::function<bool(int)>& listed) const {
+                                                   const std::function<bool(int)>& listed,
+                                                   const Extra& extra) const {
+  const StaticShape shape = extra.shape.value_or(spec_.shape);
   const int kv_head = head / (spec_.q_heads / spec_.kv_heads);
   const auto dims = static_cast<size_t>(spec_.head_dim);
   std::vector<std::pair<int, double>> scores;
   for (int key = 0; key < tokens(sequence); ++key) {
-    const bool shaped = key <= position && (spec_.shape.window_tokens == 0 ||
-                                            key > position - spec_.shape.window_tokens ||
-                                            key < spec_.shape.sink_tokens);
+    const bool shaped =
+        key <= position && (shape.window_tokens == 0 || key > position - shape.window_tokens ||
+                            key < shape.sink_tokens);
     if (!shaped || !listed(key)) continue;
     const float* k = &k_[static_cast<size_t>(sequence)][KeyIndex(key, kv_head)];
     double score = 0.0;
@@ -145,6 +173,7 @@ AttentionWorld::Expected AttentionWorld::Reference(const TestTensor& q, int64_t 
   if (spec_.sink_logits) {
     sum += std::exp(double{sink_logits_[static_cast<size_t>(head)]} - max);
   }
+  sum += std::exp(extra.dropped_lse - max);
   for (double& value : expected.out) value /= sum;
   return expected;
 }

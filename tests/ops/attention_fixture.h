@@ -4,7 +4,9 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <memory>
+#include <optional>
 #include <random>
 #include <string>
 #include <vector>
@@ -33,6 +35,7 @@ std::string Describe(const AttentionSpec& spec);
 struct ListBuilder final {
   std::vector<int32_t> pages, logical;
   std::vector<int64_t> offsets{0};
+  std::vector<uint64_t> masks;  // of the pages, or empty
   void Close() { offsets.push_back(static_cast<int64_t>(pages.size())); }
 };
 
@@ -43,16 +46,22 @@ class DeviceLists final {
       : count_(static_cast<int64_t>(lists.offsets.size()) - 1),
         pages_(backend, lists.pages),
         logical_(backend, lists.logical),
-        offsets_(backend, lists.offsets) {}
+        offsets_(backend, lists.offsets),
+        masked_(!lists.masks.empty()),
+        masks_(backend, lists.masks) {}
   PageLists view() {
     const int64_t* offsets = offsets_.device();
-    return {pages_.device(), logical_.device(), offsets, offsets + 1, count_};
+    return {pages_.device(), logical_.device(),
+            offsets,         offsets + 1,
+            count_,          masked_ ? masks_.device() : nullptr};
   }
 
  private:
   int64_t count_;
   TestArray<int32_t> pages_, logical_;
   TestArray<int64_t> offsets_;
+  bool masked_;
+  TestArray<uint64_t> masks_;
 };
 
 class AttentionWorld final {
@@ -74,28 +83,42 @@ class AttentionWorld final {
   }
   void AddPage(ListBuilder* lists, int sequence, int logical) const;
   void AddAllPages(ListBuilder* lists, int sequence) const;
+  int32_t unwritten_page() const { return unwritten_page_; }  // full of NaN
+  // Makes K and V NaN where `bad(token, kv head)`. Reference must not be asked about those.
+  void Poison(int sequence, const std::function<bool(int, int)>& bad);
   float Random(float limit);
   void FillRandom(TestTensor* q, float limit);
 
-  // In double precision, over the keys of `sequence` that `listed(token)` lets through.
+  // In double precision, over the keys of `sequence` that `listed(token)` and the shape (that of
+  // the spec, or `extra`'s) let through.
+  struct Extra final {
+    std::optional<StaticShape> shape;
+    double dropped_lse = -std::numeric_limits<double>::infinity();
+  };
   struct Expected final {
     std::vector<double> out;
     double lse;
   };
   Expected Reference(const TestTensor& q, int64_t row, int head, int sequence, int position,
-                     const std::function<bool(int)>& listed) const;
+                     const std::function<bool(int)>& listed) const {
+    return Reference(q, row, head, sequence, position, listed, Extra{});
+  }
+  Expected Reference(const TestTensor& q, int64_t row, int head, int sequence, int position,
+                     const std::function<bool(int)>& listed, const Extra& extra) const;
   // Compares one head of a row of `out` [rows, heads * dim] and `lse` [rows, heads] with it.
   void ExpectHead(const TestTensor& out, const TestTensor& lse, int64_t row, int head,
                   const Expected& expected) const;
 
  private:
   void Append(int sequence);
+  void AppendTensors(int sequence, TestTensor* k, TestTensor* v, int first);
   size_t KeyIndex(int token, int kv_head) const;
 
   std::shared_ptr<Backend> backend_;
   AttentionSpec spec_;
   std::vector<int> tokens_;
   std::vector<std::vector<int32_t>> page_table_;
+  int32_t unwritten_page_ = 0;
   KvPool shape_;  // of the pool, without its memory
   std::unique_ptr<TestMemory> memory_;
   std::unique_ptr<TestArray<float>> sink_memory_;

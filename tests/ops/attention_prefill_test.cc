@@ -87,14 +87,14 @@ void CheckPrefill(const AttentionSpec& spec, const std::vector<std::pair<int, in
   DeviceLists device_lists(world.backend(), lists);
   DeviceRanges device_ranges(world.backend(), ranges);
   const KeyRanges key_ranges = device_ranges.view();
-  const AttendPrefillArgs args{q.view3(spec.q_heads),
-                               world.pool(),
-                               chunks,
-                               device_lists.view(),
-                               with_ranges ? &key_ranges : nullptr,
-                               world.params(),
-                               out.view3(spec.q_heads),
-                               lse.view()};
+  const AttendPrefillArgs args{.q = q.view3(spec.q_heads),
+                               .pool = world.pool(),
+                               .chunks = chunks,
+                               .lists = device_lists.view(),
+                               .ranges = with_ranges ? &key_ranges : nullptr,
+                               .params = world.params(),
+                               .out = out.view3(spec.q_heads),
+                               .lse = lse.view()};
   Stream stream;
   ASSERT_EQ(AttendPrefill(world.backend(), args, stream), OkStatus());
 

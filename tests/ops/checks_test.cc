@@ -21,6 +21,12 @@ TensorView F32(std::initializer_list<int64_t> shape) { return {memory, DType::kF
 TensorView Act(std::initializer_list<int64_t> shape) { return {memory, DType::kBF16, shape}; }
 TensorView Ints(int64_t count) { return {memory, DType::kI32, {count}}; }
 
+// An address that no T may have.
+template <typename T>
+T* Misaligned(T*) {
+  return reinterpret_cast<T*>(reinterpret_cast<uintptr_t>(memory) + 1);
+}
+
 class FakeMatrix final : public PreparedMatrix {
  public:
   int64_t rows() const override { return 6; }
@@ -296,7 +302,17 @@ TEST(Checks, Attention) {
                {"AttendDecode: lists_per_row", [](auto& a) { a.lists_per_row = 4; }},
                {"AttendDecode: scale", [](auto& a) { a.params.scale = kNan; }},
                {"AttendDecode: softcap", [](auto& a) { a.params.softcap = -1.0f; }},
-               {"AttendDecode: shape", [](auto& a) { a.params.shape.window_tokens = -1; }}});
+               {"AttendDecode: shape", [](auto& a) { a.params.shape.window_tokens = -1; }},
+               {"AttendDecode: shapes", [](auto& a) { a.shapes = Misaligned(a.shapes); }},
+               {"AttendDecode: lists: need arrays aligned",
+                [](auto& a) { a.lists.masks = Misaligned(a.lists.masks); }},
+               {"AttendDecode: dropped_lse",
+                [](auto& a) {
+                  a.dropped_lse = F32({2, 2});
+                }},
+               {"AttendDecode: dropped_lse", [](auto& a) {
+                  a.dropped_lse = Act({2, 4});
+                }}});
   const PrefillChunk chunks[] = {{.first_row = 0, .rows = 2, .first_position = 5}};
   static const PrefillChunk kPast[] = {{.first_row = 1, .rows = 2, .first_position = 0}};
   static const PrefillChunk kHuge[] = {
@@ -312,7 +328,55 @@ TEST(Checks, Attention) {
       prefill, {{"AttendPrefill: chunks", [](auto& a) { a.chunks = kPast; }},
                 {"AttendPrefill: chunks", [](auto& a) { a.chunks = kHuge; }},
                 {"AttendPrefill: lists", [](auto& a) { a.lists.lists = 2; }},
-                {"AttendPrefill: ranges", [](auto& a) { a.ranges = &kNoOffsets; }}});
+                {"AttendPrefill: ranges", [](auto& a) { a.ranges = &kNoOffsets; }},
+                {"AttendPrefill: shapes", [](auto& a) { a.shapes = Misaligned(a.shapes); }}});
+}
+
+TEST(Checks, CorrectPrefill) {
+  // Positions 60 to 130 and 5 to 14: rows of positions 64 and 128.
+  const PrefillChunk chunks[] = {{0, 71, 60}, {80, 10, 5}};
+  static const PrefillChunk kPast[] = {{0, 71, 60}, {81, 10, 5}};
+  CorrectPrefillArgs correct{};
+  correct.chunks = chunks;
+  correct.dense = Act({2, 4, 16});
+  correct.out = Act({90, 4, 16});
+  ExpectRefused<CorrectPrefillArgs>(
+      correct, {{"CorrectPrefill: kind", [](auto& a) { a.kind = PrefillCorrectKind::kNone; }},
+                {"CorrectPrefill: stride_rows", [](auto& a) { a.stride_rows = 0; }},
+                {"CorrectPrefill: dense", [](auto& a) { a.stride_rows = 32; }},
+                {"CorrectPrefill: chunks", [](auto& a) { a.chunks = kPast; }},
+                {"CorrectPrefill: out",
+                 [](auto& a) {
+                   a.out = F32({90, 4, 16});
+                 }},
+                {"CorrectPrefill: dense", [](auto& a) {
+                   a.dense = Act({2, 4, 8});
+                 }}});
+}
+
+TEST(Checks, CompareAttention) {
+  static AttentionAudit audits[2];
+  CompareAttentionArgs compare{};
+  compare.sparse = compare.dense = Act({2, 4, 16});
+  compare.sparse_lse = compare.dense_lse = F32({2, 4});
+  compare.audits = audits;
+  ExpectRefused<CompareAttentionArgs>(
+      compare, {{"CompareAttention: sparse",
+                 [](auto& a) {
+                   a.sparse = F32({2, 4, 16});
+                 }},
+                {"CompareAttention: dense",
+                 [](auto& a) {
+                   a.dense = Act({3, 4, 16});
+                 }},
+                {"CompareAttention: sparse_lse",
+                 [](auto& a) {
+                   a.sparse_lse = F32({2, 3});
+                 }},
+                {"CompareAttention: dense_lse", [](auto& a) { a.dense_lse = TensorView(); }},
+                {"CompareAttention: audits", [](auto& a) { a.audits = nullptr; }},
+                {"CompareAttention: audits", [](auto& a) { a.audits = Misaligned(a.audits); }},
+                {"CompareAttention: stride", [](auto& a) { a.stride = 0; }}});
 }
 
 TEST(Checks, Weight) {

@@ -100,7 +100,7 @@ class TestMemory final {
   mutable Side newer_ = Side::kHost;
 };
 
-// A constant array for ops.
+// An array for ops; most only read it.
 template <typename T>
 class TestArray final {
  public:
@@ -109,6 +109,11 @@ class TestArray final {
     if (!values.empty()) std::memcpy(memory_.write(), values.data(), values.size() * sizeof(T));
   }
   T* device() { return reinterpret_cast<T*>(memory_.device()); }
+  std::vector<T> Read() const {
+    std::vector<T> values(memory_.size() / sizeof(T));
+    if (!values.empty()) std::memcpy(values.data(), memory_.read(), memory_.size());
+    return values;
+  }
 
  private:
   TestMemory memory_;
