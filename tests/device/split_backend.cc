@@ -194,8 +194,14 @@ bool OnDevice(const TensorView& view) {
 bool OnDevice(const PageLists& lists) {
   const int64_t bytes = lists.lists * static_cast<int64_t>(sizeof(int64_t));
   return lists.lists == 0 ||
-         (Aligned(lists.begins) && Aligned(lists.pages) &&
+         (Aligned(lists.begins) && Aligned(lists.pages) && Aligned(lists.masks) &&
           DeviceRanges().Hold(lists.begins, bytes) && DeviceRanges().Hold(lists.ends, bytes));
+}
+
+// Null, or all of it.
+bool OnDevice(const StaticShape* shapes, int64_t count) {
+  const int64_t bytes = count * static_cast<int64_t>(sizeof(StaticShape));
+  return shapes == nullptr || (Aligned(shapes) && DeviceRanges().Hold(shapes, bytes));
 }
 
 bool OnDevice(const KvPool& pool) { return DeviceRanges().Hold(pool.data, pool.Bytes()); }
@@ -249,18 +255,26 @@ class Split final : public SplitBackend {
                  args, &Backend::RopeAppend);
   }
   Status AttendDecode(const AttendDecodeArgs& args, Stream&) override {
-    if (!OnDevice(args.pool) || !OnDevice(args.lists)) return Elsewhere();
-    return Defer({args.q, args.positions, args.out, args.lse}, args, &Backend::AttendDecode);
-  }
-  Status AttendPrefill(const AttendPrefillArgs& args, Stream&) override {
-    if (!OnDevice(args.pool) || !OnDevice(args.lists) || !OnDevice(args.q) || !OnDevice(args.out)) {
+    if (!OnDevice(args.pool) || !OnDevice(args.lists) ||
+        !OnDevice(args.shapes, args.q.dim(0) * args.pool.kv_heads)) {
       return Elsewhere();
     }
-    // The chunks are host memory, read before the call returns.
+    return Defer({args.q, args.positions, args.dropped_lse, args.out, args.lse}, args,
+                 &Backend::AttendDecode);
+  }
+  Status AttendPrefill(const AttendPrefillArgs& args, Stream&) override {
+    const auto shapes = static_cast<int64_t>(args.chunks.size()) * args.pool.kv_heads;
+    if (!OnDevice(args.pool) || !OnDevice(args.lists) || !OnDevice(args.q) || !OnDevice(args.out) ||
+        !OnDevice(args.lse) || !OnDevice(args.shapes, shapes)) {
+      return Elsewhere();
+    }
+    // The chunks and the ranges' pointers are host memory, read before the call returns.
     std::vector<PrefillChunk> chunks(args.chunks.begin(), args.chunks.end());
-    return device_.Push([this, args, chunks = std::move(chunks)] {
+    const KeyRanges ranges = args.ranges != nullptr ? *args.ranges : KeyRanges{};
+    return device_.Push([this, args, ranges, chunks = std::move(chunks)] {
       AttendPrefillArgs own = args;
       own.chunks = chunks;
+      if (args.ranges != nullptr) own.ranges = &ranges;
       ++device_.counts.ops;
       return cpu_->AttendPrefill(own, stream_);
     });
