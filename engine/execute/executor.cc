@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "engine/execute/fill_step.h"
+#include "engine/execute/sparse_image.h"
+#include "engine/execute/sparse_memory.h"
 #include "engine/execute/step_image.h"
 #include "kernels/core/checked_math.h"
 #include "kernels/ops/ops.h"
@@ -34,6 +36,8 @@ struct DeviceStep final {
   StepChunks chunks;
   std::vector<StepInputs::Group> groups;
   bool gathers = false;  // ids are taken from `sources`
+  SparseInputs sparse;
+  bool has_classes = false;
 };
 
 class DeviceExecutor final : public Executor {
@@ -43,24 +47,29 @@ class DeviceExecutor final : public Executor {
         backend_(backend),
         device_(backend.device()),
         separate_(device_.kind() != kernels::DeviceKind::kCpu),
-        limits_(limits) {}
+        limits_(limits),
+        sparse_memory_(device_) {}
   ~DeviceExecutor() override {
     // The device may still use what is freed now; an error was told, or will be, to somebody else.
     static_cast<void>(device_.Synchronize(stream_).ok());
   }
 
   Status Allocate();
-  Status Attach(kvcache::KvStorage& storage) override;
+  Status Attach(kvcache::KvStorage& storage, kvcache::MetadataStorage* metadata) override;
   bool asynchronous() const override { return separate_; }
   Result<StepKind> Launch(const StepBatch& batch) override;
   Result<std::span<const SampleResult>> Wait() override;
   Result<TensorView> RunForLogits(const StepBatch& batch) override;
+  std::span<const SparseReport> reports() const override { return reports_; }
 
  private:
   // What the host writes and reads of one step; two steps may be under way.
   struct Slot {
     Buffer image;    // separate memory: pinned; else what the kernels read
     Buffer results;  // [rows_max] SampleResult
+    Buffer report;   // separate memory: what the step's classes added up; else a part of `image`
+    int64_t report_offset = 0;
+    std::vector<ReportPlace> places;
     std::unique_ptr<kernels::Event> done;
     size_t rows = 0;
   };
@@ -68,11 +77,15 @@ class DeviceExecutor final : public Executor {
 
   Status CheckLimits() const;
   Status ReserveImage(int64_t bytes);
-  // Fills the slot's image and copies it to the device.
+  int64_t SparseBytesMax() const;
+  // Fills the slot's image and copies it to the device. order_ and sparse_image_ are the batch's.
   Status Stage(const StepBatch& batch, const StepSizes& sizes, Slot& slot);
+  Status StageClasses();
+  StepSizes SizesWithClasses(const StepBatch& batch);
+  Status CopyReport(Slot& slot);
   int64_t BucketOf(int64_t rows) const;
   bool FitsGraph(const StepBatch& batch) const;
-  StepSizes GraphSizes(const StepBatch& batch) const;
+  StepSizes GraphSizes(const StepBatch& batch);
   Result<kernels::Graph*> GraphOf(const StepSizes& sizes);
   Status WarmGraphs();
   Status Forward();
@@ -91,12 +104,16 @@ class DeviceExecutor final : public Executor {
   const bool separate_;  // the device has memory of its own
   ExecutorLimits limits_;
   kvcache::KvStorage* storage_ = nullptr;
+  const kvcache::MetadataStorage* metadata_ = nullptr;
+  size_t full_group_ = 0;  // of the layers that plans speak of
   StepContext context_;
   std::unique_ptr<ModelWorkspace> workspace_;
   kernels::Stream stream_;
 
   StepImage image_;
-  DeviceStep step_;                // the one being launched
+  StepOrder order_;  // of the step being launched, as the next three
+  SparseImage sparse_image_;
+  DeviceStep step_;
   StepImage::Arrays host_arrays_;  // of its image
   std::array<Slot, kFlightsMax> slots_;
   size_t launched_ = 0, waited_ = 0;  // steps so far
@@ -109,6 +126,8 @@ class DeviceExecutor final : public Executor {
   Buffer tokens_;   // else: [rows_max] i32
   std::map<GraphKey, std::unique_ptr<kernels::Graph>> graphs_;
   Buffer host_logits_;  // of RunForLogits
+  SparseMemory sparse_memory_;
+  std::vector<SparseReport> reports_;  // of the step waited for last
 };
 
 Status DeviceExecutor::CheckLimits() const {
@@ -129,8 +148,18 @@ Status DeviceExecutor::CheckLimits() const {
 Status DeviceExecutor::Allocate() {
   LACUNA_RETURN_IF_ERROR(CheckLimits());
   const ModelInfo& info = model_.info();
+  if (!limits_.plans.empty() && !backend_.has_sparse_ops()) {
+    return InvalidArgument("executor: got plans, and backend " + std::string(backend_.name()) +
+                           " has no sparse attention");
+  }
+  LACUNA_RETURN_IF_ERROR(sparse_memory_.Allocate({.plans = limits_.plans,
+                                                  .step_tokens_max = limits_.step_tokens_max,
+                                                  .running_max = limits_.running_max,
+                                                  .context_tokens_max = info.context_tokens_max,
+                                                  .act = backend_.act_dtype()}));
+  const int64_t decode_rows = std::max(limits_.running_max, sparse_memory_.correct_rows_max());
   LACUNA_RETURN_IF_ERROR(backend_.ReserveWorkspace({.step_tokens = limits_.step_tokens_max,
-                                                    .rows = limits_.running_max,
+                                                    .rows = decode_rows,
                                                     .sequences = limits_.running_max,
                                                     .q_heads = info.q_heads,
                                                     .head_dim = info.head_dim,
@@ -160,11 +189,39 @@ Status DeviceExecutor::Allocate() {
               .rows_max = rows,
               .sequences_max = limits_.running_max,
               .sampled_rows_max = separate_ ? CeilDiv(rows, kTokenAlign) * kTokenAlign : 0};
+  if (!limits_.plans.empty()) {
+    context_.shape = {.layers = static_cast<int32_t>(info.layers),
+                      .q_heads = static_cast<int32_t>(info.q_heads),
+                      .kv_heads = static_cast<int32_t>(info.kv_heads),
+                      .head_dim = static_cast<int32_t>(info.head_dim),
+                      .layer_window_tokens = {}};
+  }
   return OkStatus();
 }
 
-Status DeviceExecutor::Attach(kvcache::KvStorage& storage) {
+// Of the shapes and stats of a full step; lists of corrections may need more.
+int64_t DeviceExecutor::SparseBytesMax() const {
+  int64_t bytes = 0;
+  for (const auto& plan : limits_.plans) {
+    const int64_t heads = plan->static_heads ? plan->shape.kv_heads : 0;
+    const int64_t shapes = heads * (2 * plan->shape.layers + plan->slots);
+    const int64_t stats =
+        plan->shape.kv_heads * static_cast<int64_t>(sizeof(kernels::SelectStats)) +
+        plan->shape.q_heads * static_cast<int64_t>(sizeof(kernels::RangeStats));
+    const int64_t row = shapes * static_cast<int64_t>(sizeof(kernels::StaticShape)) + stats +
+                        4 * static_cast<int64_t>(sizeof(kernels::SelectRow));
+    bytes = std::max(bytes, limits_.running_max * row);
+  }
+  return bytes;
+}
+
+Status DeviceExecutor::Attach(kvcache::KvStorage& storage, kvcache::MetadataStorage* metadata) {
   storage_ = &storage;
+  metadata_ = metadata;
+  context_.previous_pages = metadata != nullptr && metadata->reads_previous_pages();
+  for (size_t g = model_.groups().size(); g-- > 0;) {
+    if (model_.groups()[g].full()) full_group_ = g;
+  }
   context_.page_tokens = storage.page_tokens();
   // Sequences that share prefixes may name more pages than the pool has; the image then grows.
   const int64_t context_pages = CeilDiv(context_.context_tokens_max, storage.page_tokens());
@@ -173,6 +230,8 @@ Status DeviceExecutor::Attach(kvcache::KvStorage& storage) {
                   .chunks = context_.sequences_max,
                   .wanted = context_.rows_max,
                   .edits = 64 * context_.sequences_max,
+                  .previous_pages = context_.previous_pages,
+                  .sparse_bytes = SparseBytesMax(),
                   .groups = {}};
   for (const int64_t pages : storage.group_pages()) {
     const int64_t entries = std::min(pages, context_pages * context_.sequences_max);
@@ -207,7 +266,13 @@ Status DeviceExecutor::Stage(const StepBatch& batch, const StepSizes& sizes, Slo
   image_.SetSizes(sizes);
   LACUNA_RETURN_IF_ERROR(ReserveImage(image_.bytes()));
   image_.Locate(slot.image.data(), host_arrays_);
-  LACUNA_RETURN_IF_ERROR(FillStep(batch, context_, sizes, host_arrays_, step_.chunks));
+  LACUNA_RETURN_IF_ERROR(FillStep(batch, order_, context_, sizes, host_arrays_, step_.chunks));
+  if (!sparse_image_.empty()) {
+    sparse_image_.Fill(batch, order_, step_.chunks, host_arrays_.groups[full_group_].prefill,
+                       host_arrays_.sparse);
+  }
+  slot.report_offset = host_arrays_.sparse - slot.image.data();
+  slot.places = sparse_image_.places();
   std::byte* base = slot.image.data();
   if (separate_) {
     base = device_image_.data() + TokenBytes();
@@ -221,11 +286,45 @@ Status DeviceExecutor::Stage(const StepBatch& batch, const StepSizes& sizes, Slo
     const StepImage::Arrays::Group& group = step_.arrays.groups[g];
     step_.groups[g] = {.slots = Vector(group.slots, sizes.rows),
                        .decode = group.decode.Lists(sizes.decode_rows),
-                       .prefill = group.prefill.Lists(sizes.chunks)};
+                       .prefill = group.prefill.Lists(sizes.chunks),
+                       .previous_pages = sizes.previous_pages
+                                             ? Vector(group.previous_pages, sizes.rows)
+                                             : TensorView()};
   }
+  LACUNA_RETURN_IF_ERROR(StageClasses());
   const auto unknown = [](const StepSequence& s) { return s.sampled_row >= 0; };
   step_.gathers = std::ranges::any_of(batch.sequences, unknown);
   return OkStatus();
+}
+
+Status DeviceExecutor::StageClasses() {
+  step_.has_classes = !sparse_image_.empty();
+  if (!step_.has_classes) return OkStatus();
+  sparse_image_.Locate(step_.arrays.sparse, step_.arrays.groups[full_group_].prefill);
+  LACUNA_RETURN_IF_ERROR(
+      sparse_memory_.Bind(sparse_image_.decode(), sparse_image_.prefill(), stream_));
+  step_.sparse = {.decode = sparse_image_.decode(),
+                  .prefill = sparse_image_.prefill(),
+                  .scratch = sparse_memory_.scratch()};
+  return OkStatus();
+}
+
+StepSizes DeviceExecutor::SizesWithClasses(const StepBatch& batch) {
+  OrderStep(batch, order_);
+  sparse_image_.SetBatch(batch, order_, context_.page_tokens);
+  StepSizes sizes = SizesOf(batch, context_);
+  sizes.sparse_bytes = sparse_image_.bytes();
+  return sizes;
+}
+
+// Behind the step, to where Wait finds it.
+Status DeviceExecutor::CopyReport(Slot& slot) {
+  const int64_t bytes = sparse_image_.report_bytes();
+  if (!separate_ || bytes == 0) return OkStatus();
+  if (bytes > slot.report.bytes()) {
+    LACUNA_ASSIGN_OR_RETURN(slot.report, device_.AllocateHost(2 * bytes));
+  }
+  return device_.Copy(slot.report.data(), step_.arrays.sparse, bytes, stream_);
 }
 
 Status DeviceExecutor::Forward() {
@@ -249,6 +348,8 @@ Status DeviceExecutor::Forward() {
       .last_chunks = step_.chunks.last,
       .wanted = Vector(step_.arrays.wanted, step_.wanted),
       .groups = step_.groups,
+      .metadata = metadata_,
+      .sparse = step_.has_classes ? &step_.sparse : nullptr,
   };
   return model_.Forward(inputs, *storage_, *workspace_, stream_);
 }
@@ -282,12 +383,12 @@ int64_t DeviceExecutor::BucketOf(int64_t rows) const {
 
 bool DeviceExecutor::FitsGraph(const StepBatch& batch) const {
   return limits_.graphs && std::ranges::all_of(batch.sequences, [](const StepSequence& s) {
-           return IsDecode(s) && s.logits_from == 0;
+           return IsDecode(s) && s.logits_from == 0 && s.plan == nullptr;
          });
 }
 
-StepSizes DeviceExecutor::GraphSizes(const StepBatch& batch) const {
-  StepSizes sizes = SizesOf(batch, context_.groups);
+StepSizes DeviceExecutor::GraphSizes(const StepBatch& batch) {
+  StepSizes sizes = SizesWithClasses(batch);
   int64_t room = kGraphEntriesMin;
   for (const StepSizes::Group& group : sizes.groups) {
     while (room < group.decode_entries) room *= 2;
@@ -318,6 +419,7 @@ Result<kernels::Graph*> DeviceExecutor::GraphOf(const StepSizes& sizes) {
 Status DeviceExecutor::WarmGraphs() {
   for (int64_t rows = 1;; rows = BucketOf(rows + 1)) {
     StepSizes sizes{.rows = rows, .decode_rows = rows, .wanted = rows, .groups = {}};
+    sizes.previous_pages = context_.previous_pages;
     sizes.groups.assign(context_.groups, {.decode_entries = kGraphEntriesMin});
     LACUNA_RETURN_IF_ERROR(Stage({}, sizes, slots_[0]));
     step_.gathers = true;
@@ -335,7 +437,8 @@ Result<StepKind> DeviceExecutor::Launch(const StepBatch& batch) {
   LACUNA_RETURN_IF_ERROR(CheckBatch(batch, context_));
   Slot& slot = slots_[launched_ % kFlightsMax];
   const bool graph = !batch.sequences.empty() && FitsGraph(batch);
-  const StepSizes sizes = graph ? GraphSizes(batch) : SizesOf(batch, context_.groups);
+  const StepSizes sizes = graph ? GraphSizes(batch) : SizesWithClasses(batch);
+  slot.places.clear();
   if (!batch.sequences.empty()) LACUNA_RETURN_IF_ERROR(Stage(batch, sizes, slot));
   if (graph) {
     step_.gathers = true;
@@ -349,6 +452,7 @@ Result<StepKind> DeviceExecutor::Launch(const StepBatch& batch) {
     const auto bytes = static_cast<int64_t>(slot.rows * sizeof(SampleResult));
     LACUNA_RETURN_IF_ERROR(device_.Copy(slot.results.data(), results_.data(), bytes, stream_));
   }
+  LACUNA_RETURN_IF_ERROR(CopyReport(slot));
   LACUNA_RETURN_IF_ERROR(slot.done->Record(stream_));
   ++launched_;
   return graph ? StepKind::kGraph : StepKind::kEager;
@@ -359,16 +463,19 @@ Result<std::span<const SampleResult>> DeviceExecutor::Wait() {
   Slot& slot = slots_[waited_ % kFlightsMax];
   LACUNA_RETURN_IF_ERROR(slot.done->Wait());
   ++waited_;
+  const std::byte* report = separate_ ? slot.report.data() : slot.image.data() + slot.report_offset;
+  reports_.clear();
+  for (const ReportPlace& place : slot.places) reports_.push_back(ReadReport(place, report));
   return std::span(reinterpret_cast<const SampleResult*>(slot.results.data()), slot.rows);
 }
 
 Result<TensorView> DeviceExecutor::RunForLogits(const StepBatch& batch) {
   if (storage_ == nullptr || launched_ != waited_) return InternalError("a step is under way");
   if (batch.sequences.empty()) return TensorView();
-  const StepSizes sizes = SizesOf(batch, context_.groups);
   StepBatch sampled = batch;
-  sampled.rows.resize(static_cast<size_t>(sizes.wanted));
+  sampled.rows.resize(static_cast<size_t>(SizesOf(batch, context_).wanted));
   LACUNA_RETURN_IF_ERROR(CheckBatch(sampled, context_));
+  const StepSizes sizes = SizesWithClasses(sampled);
   LACUNA_RETURN_IF_ERROR(Stage(sampled, sizes, slots_[0]));
   LACUNA_RETURN_IF_ERROR(Forward());
   const int64_t row_bytes = context_.vocab_size * static_cast<int64_t>(sizeof(float));

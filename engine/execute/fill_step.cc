@@ -4,6 +4,9 @@
 #include <numeric>
 #include <string>
 
+#include "kvcache/sparse/decode_counts.h"
+#include "kvcache/sparse/prefill_grain.h"
+
 namespace lacuna::engine {
 namespace {
 
@@ -18,9 +21,9 @@ int64_t SampledRows(const StepSequence& sequence) {
 // Writes one batch, sequence by sequence.
 class Filler final {
  public:
-  Filler(const StepContext& context, const StepSizes& sizes, const StepImage::Arrays& out,
-         StepChunks& chunks)
-      : context_(context), sizes_(sizes), out_(out), chunks_(chunks) {
+  Filler(const StepOrder& order, const StepContext& context, const StepSizes& sizes,
+         const StepImage::Arrays& out, StepChunks& chunks)
+      : order_(order), context_(context), sizes_(sizes), out_(out), chunks_(chunks) {
     for (const StepImage::Arrays::Group& group : out.groups) {
       decode_.emplace_back(group.decode);
       prefill_.emplace_back(group.prefill);
@@ -31,12 +34,9 @@ class Filler final {
 
   Status Fill(const StepBatch& batch) {
     std::vector<int32_t> first_rows(batch.sequences.size());
-    for (const bool decode : {true, false}) {
-      for (size_t i = 0; i < batch.sequences.size(); ++i) {
-        if (IsDecode(batch.sequences[i]) != decode) continue;
-        first_rows[i] = row_;
-        LACUNA_RETURN_IF_ERROR(FillSequence(batch.sequences[i]));
-      }
+    for (const size_t i : order_.sequences) {
+      first_rows[i] = row_;
+      LACUNA_RETURN_IF_ERROR(FillSequence(batch.sequences[i]));
     }
     int32_t* wanted = out_.wanted;
     for (size_t i = 0; i < batch.sequences.size(); ++i) {
@@ -69,15 +69,40 @@ class Filler final {
                                                 sequence.first_position, count,
                                                 out_.groups[g].slots + row_));
       (IsDecode(sequence) ? decode_ : prefill_)[g].AddDense(sequence.pages[g]);
+      if (context_.previous_pages) FillPreviousPages(sequence, g);
     }
     if (!IsDecode(sequence)) {
       chunks_.all.push_back({row_, count, sequence.first_position});
-      // At least one row, so that chunks and lists stay in step.
-      const int32_t skip = sequence.logits_from < 0 ? count - 1 : sequence.logits_from;
+      const int32_t skip = RowsUnread(sequence);
       chunks_.last.push_back({row_ + skip, count - skip, sequence.first_position + skip});
     }
     row_ += count;
     return OkStatus();
+  }
+
+  // Rows at the start of a chunk that the last layer need not attend; at least one is left, so that
+  // chunks and lists stay in step. What is sparse is cut at the plan's grain.
+  static int32_t RowsUnread(const StepSequence& sequence) {
+    const auto count = static_cast<int32_t>(sequence.tokens.size());
+    const int32_t skip = sequence.logits_from < 0 ? count - 1 : sequence.logits_from;
+    const kvcache::SparsePlan* plan = sequence.plan;
+    if (plan == nullptr || kvcache::DensePrefill(*plan, sequence.prompt_tokens)) return skip;
+    const auto grain = static_cast<int32_t>(kvcache::PrefillGrainTokens(*plan));
+    const int32_t first = (sequence.first_position + skip) / grain * grain;
+    return std::max(first - sequence.first_position, 0);
+  }
+
+  // Of a full group: the page before, -1 for none.
+  void FillPreviousPages(const StepSequence& sequence, size_t group) {
+    const kvcache::PageSpan& span = sequence.pages[group];
+    for (size_t i = 0; i < sequence.tokens.size(); ++i) {
+      const int64_t position = sequence.first_position + static_cast<int64_t>(i);
+      const auto before = static_cast<size_t>(position / context_.page_tokens) - 1;
+      const bool held = position >= context_.page_tokens && before < span.pages.size() &&
+                        span.logical[before] == static_cast<int32_t>(before);
+      out_.groups[group].previous_pages[row_ + static_cast<int64_t>(i)] =
+          held ? span.pages[before] : -1;
+    }
   }
 
   void Pad() {
@@ -87,11 +112,13 @@ class Filler final {
       out_.positions[row_] = 0;
       for (size_t g = 0; g < context_.groups; ++g) {
         out_.groups[g].slots[row_] = -1;
+        if (context_.previous_pages) out_.groups[g].previous_pages[row_] = -1;
         decode_[g].AddDense({});
       }
     }
   }
 
+  const StepOrder& order_;
   const StepContext& context_;
   const StepSizes& sizes_;
   const StepImage::Arrays& out_;
@@ -99,6 +126,21 @@ class Filler final {
   std::vector<kvcache::SelectionBuilder> decode_, prefill_;  // per group
   int32_t row_ = 0;
 };
+
+Status CheckPlan(const StepSequence& sequence, const StepContext& context) {
+  const kvcache::SparsePlan* plan = sequence.plan;
+  if (plan == nullptr) return OkStatus();
+  const kvcache::AttentionShape &own = plan->shape, &need = context.shape;
+  if (own.layers != need.layers || own.q_heads != need.q_heads || own.kv_heads != need.kv_heads ||
+      own.head_dim != need.head_dim || own.page_tokens != context.page_tokens) {
+    return InternalError("a step holds plan " + plan->name + ", which is not of this model");
+  }
+  if (sequence.choice < 0 || sequence.choice >= context.sequences_max) {
+    return InternalError("a step keeps choice " + std::to_string(sequence.choice) + ", need 0 to " +
+                         std::to_string(context.sequences_max - 1));
+  }
+  return OkStatus();
+}
 
 Status CheckSequence(const StepSequence& sequence, const StepContext& context) {
   if (sequence.tokens.empty() || sequence.pages.size() != context.groups ||
@@ -109,6 +151,7 @@ Status CheckSequence(const StepSequence& sequence, const StepContext& context) {
   if (sequence.logits_from < -1 || sequence.logits_from >= SizeOf(sequence)) {
     return InternalError("a step wants logits of rows that it does not have");
   }
+  LACUNA_RETURN_IF_ERROR(CheckPlan(sequence, context));
   if (sequence.sampled_row >= 0) {
     if (sequence.sampled_row >= context.sampled_rows_max || SizeOf(sequence) != 1) {
       return InternalError("a step takes a token from a row that was not sampled");
@@ -123,10 +166,6 @@ Status CheckSequence(const StepSequence& sequence, const StepContext& context) {
 }
 
 }  // namespace
-
-bool IsDecode(const StepSequence& sequence) {
-  return sequence.decode && sequence.tokens.size() == 1;
-}
 
 Status CheckBatch(const StepBatch& batch, const StepContext& context) {
   int64_t rows = 0, sampled = 0;
@@ -147,15 +186,16 @@ Status CheckBatch(const StepBatch& batch, const StepContext& context) {
   return OkStatus();
 }
 
-StepSizes SizesOf(const StepBatch& batch, size_t groups) {
+StepSizes SizesOf(const StepBatch& batch, const StepContext& context) {
   StepSizes sizes;
-  sizes.groups.resize(groups);
+  sizes.previous_pages = context.previous_pages;
+  sizes.groups.resize(context.groups);
   for (const StepSequence& sequence : batch.sequences) {
     const bool decode = IsDecode(sequence);
     sizes.rows += SizeOf(sequence);
     (decode ? sizes.decode_rows : sizes.chunks) += 1;
     sizes.wanted += SampledRows(sequence);
-    for (size_t g = 0; g < groups; ++g) {
+    for (size_t g = 0; g < context.groups; ++g) {
       StepSizes::Group& group = sizes.groups[g];
       (decode ? group.decode_entries : group.prefill_entries) +=
           static_cast<int64_t>(sequence.pages[g].pages.size());
@@ -165,9 +205,9 @@ StepSizes SizesOf(const StepBatch& batch, size_t groups) {
   return sizes;
 }
 
-Status FillStep(const StepBatch& batch, const StepContext& context, const StepSizes& sizes,
-                const StepImage::Arrays& out, StepChunks& chunks) {
-  return Filler(context, sizes, out, chunks).Fill(batch);
+Status FillStep(const StepBatch& batch, const StepOrder& order, const StepContext& context,
+                const StepSizes& sizes, const StepImage::Arrays& out, StepChunks& chunks) {
+  return Filler(order, context, sizes, out, chunks).Fill(batch);
 }
 
 }  // namespace lacuna::engine

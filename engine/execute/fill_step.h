@@ -1,7 +1,7 @@
 // From a StepBatch to the arrays of a StepImage: where each token's row, slot and page list go.
 //
-// Decode rows come first, in the order of their sequences, then the chunks; sampled rows keep the
-// order of the sequences. Pure functions over host memory; engine thread.
+// Rows stand as StepOrder says; sampled rows keep the order of the sequences. Pure functions over
+// host memory; engine thread.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +9,7 @@
 
 #include "engine/execute/step_batch.h"
 #include "engine/execute/step_image.h"
+#include "engine/execute/step_order.h"
 #include "kernels/core/status.h"
 #include "kernels/ops/attention.h"
 
@@ -23,6 +24,9 @@ struct StepContext final {
   int64_t rows_max = 0;
   int64_t sequences_max = 0;
   int64_t sampled_rows_max = 0;  // rows that the step before may have sampled; 0: none can be named
+  bool previous_pages = false;   // somebody reads them
+  // What plans must be made for; plans are refused when it has no layers.
+  kvcache::AttentionShape shape = {};
 };
 
 // The chunks of a step, in host memory, as StepInputs wants them.
@@ -30,18 +34,15 @@ struct StepChunks final {
   std::vector<kernels::PrefillChunk> all, last;
 };
 
-// A generated token alone, which the decode kernels take.
-bool IsDecode(const StepSequence& sequence);
-
 // kInternal: a batch that the loop must not have made.
 Status CheckBatch(const StepBatch& batch, const StepContext& context);
 
-// Of a checked batch, without padding.
-StepSizes SizesOf(const StepBatch& batch, size_t groups);
+// Of a checked batch, without padding and without what its classes need.
+StepSizes SizesOf(const StepBatch& batch, const StepContext& context);
 
 // `sizes` are those of the batch, or larger for a step of decode rows alone: then rows without a
 // slot, a page or a result that anybody reads fill the rest. kInternal: a page is missing.
-Status FillStep(const StepBatch& batch, const StepContext& context, const StepSizes& sizes,
-                const StepImage::Arrays& out, StepChunks& chunks);
+Status FillStep(const StepBatch& batch, const StepOrder& order, const StepContext& context,
+                const StepSizes& sizes, const StepImage::Arrays& out, StepChunks& chunks);
 
 }  // namespace lacuna::engine

@@ -31,6 +31,7 @@ void StepImage::SetSizes(const StepSizes& sizes) {
   sample_rows_ = Take(sizes.wanted, sizeof(kernels::SampleRow));
   for (Group& group : groups_) {
     group.slots = Take(sizes.rows, sizeof(int32_t));
+    group.previous_pages = Take(sizes.previous_pages ? sizes.rows : 0, sizeof(int32_t));
     group.decode.offsets = Take(sizes.decode_rows + 1, sizeof(int64_t));
     group.prefill.offsets = Take(sizes.chunks + 1, sizeof(int64_t));
   }
@@ -42,6 +43,7 @@ void StepImage::SetSizes(const StepSizes& sizes) {
     groups_[g].prefill.logical = Take(entries.prefill_entries, sizeof(int32_t));
   }
   edits_ = Take(sizes.edits, sizeof(kernels::LogitEdit));
+  sparse_ = Take(sizes.sparse_bytes, 1);
 }
 
 kvcache::SelectionArrays StepImage::Locate(std::byte* base, const Lists& lists) {
@@ -57,9 +59,11 @@ void StepImage::Locate(std::byte* base, Arrays& out) const {
   out.wanted = At<int32_t>(base, wanted_);
   out.sample_rows = At<kernels::SampleRow>(base, sample_rows_);
   out.edits = At<kernels::LogitEdit>(base, edits_);
+  out.sparse = base + sparse_;
   out.groups.resize(groups_.size());
   for (size_t g = 0; g < groups_.size(); ++g) {
     out.groups[g] = {.slots = At<int32_t>(base, groups_[g].slots),
+                     .previous_pages = At<int32_t>(base, groups_[g].previous_pages),
                      .decode = Locate(base, groups_[g].decode),
                      .prefill = Locate(base, groups_[g].prefill)};
   }

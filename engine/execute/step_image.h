@@ -24,6 +24,8 @@ struct StepSizes final {
   int64_t chunks = 0;
   int64_t wanted = 0;  // sampled rows
   int64_t edits = 0;
+  bool previous_pages = false;
+  int64_t sparse_bytes = 0;  // see SparseImage
   struct Group {
     int64_t decode_entries = 0, prefill_entries = 0;  // room in the page lists
   };
@@ -44,8 +46,10 @@ class StepImage final {
     int32_t* wanted = nullptr;     // [wanted] rows to sample
     kernels::SampleRow* sample_rows = nullptr;  // [wanted]
     kernels::LogitEdit* edits = nullptr;        // [edits]
+    std::byte* sparse = nullptr;                // [sparse_bytes]
     struct Group {
-      int32_t* slots = nullptr;  // [rows]
+      int32_t* slots = nullptr;           // [rows]
+      int32_t* previous_pages = nullptr;  // [rows], if anybody reads them
       kvcache::SelectionArrays decode, prefill;
     };
     std::vector<Group> groups;
@@ -59,7 +63,7 @@ class StepImage final {
     int64_t pages = 0, logical = 0, offsets = 0;
   };
   struct Group {
-    int64_t slots = 0;
+    int64_t slots = 0, previous_pages = 0;
     Lists decode, prefill;
   };
   static kvcache::SelectionArrays Locate(std::byte* base, const Lists& lists);
@@ -67,7 +71,8 @@ class StepImage final {
   StepSizes sizes_;
   int64_t bytes_ = 0;
   // Offsets of the arrays.
-  int64_t ids_ = 0, sources_ = 0, positions_ = 0, wanted_ = 0, sample_rows_ = 0, edits_ = 0;
+  int64_t ids_ = 0, sources_ = 0, positions_ = 0, wanted_ = 0, sample_rows_ = 0, edits_ = 0,
+          sparse_ = 0;
   std::vector<Group> groups_;
 };
 

@@ -1,0 +1,246 @@
+#include "engine/execute/sparse_memory.h"
+
+#include <algorithm>
+
+#include "kernels/core/checked_math.h"
+#include "kernels/ops/range_limits.h"
+
+namespace lacuna::engine {
+namespace {
+
+using kernels::KeyRanges;
+using kvcache::SparsePlan;
+
+constexpr int64_t kI32 = sizeof(int32_t), kI64 = sizeof(int64_t), kF32 = sizeof(float);
+// Paths that requests may bring beside the served ones (a dial can change tables).
+constexpr size_t kTablesMax = 256;
+
+template <typename T>
+T* At(const kernels::Buffer& buffer, int64_t index) {
+  return reinterpret_cast<T*>(buffer.data()) + index;
+}
+
+int64_t Tiles(const PrefillClass& chunks) {
+  int64_t tiles = 0;
+  for (const kernels::RangeChunk& one : chunks.all) {
+    tiles += CeilDiv(one.chunk.rows, KeyRanges::kQueryTileTokens);
+  }
+  return tiles;
+}
+
+int64_t RangeStride(const PrefillClass& chunks) {
+  int64_t tokens = 0;
+  for (const kernels::RangeChunk& one : chunks.all) {
+    tokens = std::max<int64_t>(tokens, one.chunk.first_position + one.chunk.rows);
+  }
+  return kernels::RangesMax(chunks.plan->prefill, tokens);
+}
+
+}  // namespace
+
+Status SparseMemory::Allocate(const SparseLimits& limits) {
+  if (limits.plans.empty()) return OkStatus();
+  const kvcache::AttentionShape& shape = limits.plans[0]->shape;
+  act_ = limits.act;
+  running_max_ = limits.running_max;
+  q_heads_ = shape.q_heads;
+  kv_heads_ = shape.kv_heads;
+  head_dim_ = shape.head_dim;
+  pages_max_ = CeilDiv(limits.context_tokens_max, shape.page_tokens);
+  LACUNA_RETURN_IF_ERROR(AllocateDecode(limits));
+  return AllocatePrefill(limits);
+}
+
+Status SparseMemory::AllocateDecode(const SparseLimits& limits) {
+  bool any = false, keeps_queries = false, drops = false, statics = false;
+  for (const auto& plan : limits.plans) {
+    statics = statics || plan->static_heads;
+    if (!plan->sparse_decode) continue;
+    any = true;
+    const bool kept = KeepsChoices(*plan);
+    if (kept) kept_slots_ = std::max<int64_t>(kept_slots_, plan->slots);
+    keeps_queries = keeps_queries || plan->decode.refresh == kernels::RefreshKind::kCosine;
+    drops = drops || plan->decode.correct == kernels::DecodeCorrectKind::kDenominator;
+  }
+  const int64_t lists = running_max_ * kv_heads_, entries = lists * pages_max_;
+  const int64_t row_lse = running_max_ * q_heads_ * kF32;
+  const int64_t out = running_max_ * q_heads_ * head_dim_ * static_cast<int64_t>(DTypeBytes(act_));
+  const int64_t queries = running_max_ * q_heads_ * head_dim_ * kF32;
+  const auto take = [&](kernels::Buffer& buffer, int64_t bytes) -> Status {
+    if (bytes == 0) return OkStatus();
+    LACUNA_ASSIGN_OR_RETURN(buffer, device_.Allocate(bytes));
+    return OkStatus();
+  };
+  if (any || statics) {
+    LACUNA_RETURN_IF_ERROR(take(audit_out_, out));
+    LACUNA_RETURN_IF_ERROR(take(sparse_lse_, row_lse));
+    LACUNA_RETURN_IF_ERROR(take(dense_lse_, row_lse));
+  }
+  if (!any) return OkStatus();
+  LACUNA_RETURN_IF_ERROR(take(list_pages_, entries * kI32));
+  LACUNA_RETURN_IF_ERROR(take(list_logical_, entries * kI32));
+  LACUNA_RETURN_IF_ERROR(take(list_masks_, entries * kI64));
+  LACUNA_RETURN_IF_ERROR(take(list_begins_, lists * kI64));
+  LACUNA_RETURN_IF_ERROR(take(list_ends_, lists * kI64));
+  LACUNA_RETURN_IF_ERROR(take(masks_, entries * kI64));
+  LACUNA_RETURN_IF_ERROR(take(kept_masks_, kept_slots_ * entries * kI64));
+  LACUNA_RETURN_IF_ERROR(take(kept_queries_, keeps_queries ? kept_slots_ * queries : 0));
+  return take(dropped_lse_, drops ? row_lse : 0);
+}
+
+Status SparseMemory::AllocatePrefill(const SparseLimits& limits) {
+  int64_t stride = 0, correct_stride = 0;
+  for (const auto& plan : limits.plans) {
+    if (!plan->sparse_prefill) continue;
+    stride = std::max(stride, kernels::RangesMax(plan->prefill, limits.context_tokens_max));
+    if (plan->prefill.correct == kernels::PrefillCorrectKind::kNone) continue;
+    const int64_t rows = plan->prefill_dials.correct_stride_rows;
+    correct_stride = correct_stride == 0 ? rows : std::min(correct_stride, rows);
+  }
+  if (stride == 0) return OkStatus();
+  const int64_t tiles = CeilDiv(limits.step_tokens_max, KeyRanges::kQueryTileTokens) + 1;
+  const int64_t lists = q_heads_ * tiles;
+  LACUNA_ASSIGN_OR_RETURN(range_entries_, device_.Allocate(lists * stride * 2 * kI32));
+  LACUNA_ASSIGN_OR_RETURN(range_lists_, device_.Allocate(lists * 2 * kI64));
+  if (correct_stride == 0) return OkStatus();
+  correct_rows_max_ = limits.step_tokens_max / correct_stride + 1;
+  LACUNA_ASSIGN_OR_RETURN(correct_out_, device_.Allocate(correct_rows_max_ * q_heads_ * head_dim_ *
+                                                         static_cast<int64_t>(DTypeBytes(act_))));
+  return OkStatus();
+}
+
+int64_t SparseMemory::bytes() const {
+  int64_t bytes = 0;
+  for (const kernels::Buffer* buffer :
+       {&list_pages_, &list_logical_, &list_masks_, &list_begins_, &list_ends_, &dropped_lse_,
+        &masks_, &kept_masks_, &kept_queries_, &audit_out_, &sparse_lse_, &dense_lse_,
+        &correct_out_, &range_entries_, &range_lists_}) {
+    bytes += buffer->bytes();
+  }
+  for (const auto& [path, tables] : tables_) bytes += tables.memory.bytes();
+  return bytes;
+}
+
+Status SparseMemory::Grow(kernels::Buffer& buffer, int64_t bytes, kernels::Stream& stream) {
+  if (bytes <= buffer.bytes()) return OkStatus();
+  LACUNA_RETURN_IF_ERROR(device_.Synchronize(stream));  // steps under way use the old one
+  LACUNA_ASSIGN_OR_RETURN(buffer, device_.Allocate(bytes));
+  return OkStatus();
+}
+
+Result<const SparseMemory::Tables*> SparseMemory::TablesOf(const SparsePlan& plan,
+                                                           kernels::Stream& stream) {
+  const auto found = tables_.find(plan.path_fingerprint);
+  if (found != tables_.end()) return &found->second;
+  Tables tables;
+  const auto threshold_bytes = static_cast<int64_t>(plan.thresholds.size() * sizeof(float));
+  const auto head_bytes =
+      static_cast<int64_t>(plan.prefill_heads.size() * sizeof(kernels::PrefillHead));
+  if (threshold_bytes + head_bytes > 0) {
+    LACUNA_ASSIGN_OR_RETURN(tables.memory, device_.Allocate(threshold_bytes + head_bytes));
+  }
+  std::byte* data = tables.memory.data();
+  if (threshold_bytes > 0) {
+    LACUNA_RETURN_IF_ERROR(device_.Copy(data, plan.thresholds.data(), threshold_bytes, stream));
+    tables.thresholds = reinterpret_cast<const float*>(data);
+  }
+  if (head_bytes > 0) {
+    data += threshold_bytes;
+    LACUNA_RETURN_IF_ERROR(device_.Copy(data, plan.prefill_heads.data(), head_bytes, stream));
+    tables.heads = reinterpret_cast<const kernels::PrefillHead*>(data);
+  }
+  LACUNA_RETURN_IF_ERROR(device_.Synchronize(stream));  // the plan may go away
+  return &tables_.emplace(plan.path_fingerprint, std::move(tables)).first->second;
+}
+
+Status SparseMemory::Bind(std::span<DecodeClass> decode, std::span<PrefillClass> prefill,
+                          kernels::Stream& stream) {
+  if (tables_.size() >= kTablesMax) {
+    LACUNA_RETURN_IF_ERROR(device_.Synchronize(stream));  // steps under way read them
+    tables_.clear();
+  }
+  // Classes take turns with the ranges, layer by layer.
+  for (const PrefillClass& chunks : prefill) {
+    if (!chunks.sparse) continue;
+    const int64_t lists = q_heads_ * Tiles(chunks);
+    LACUNA_RETURN_IF_ERROR(Grow(range_entries_, lists * RangeStride(chunks) * 2 * kI32, stream));
+    LACUNA_RETURN_IF_ERROR(Grow(range_lists_, lists * 2 * kI64, stream));
+  }
+  for (DecodeClass& rows : decode) LACUNA_RETURN_IF_ERROR(BindRows(rows, stream));
+  for (PrefillClass& chunks : prefill) LACUNA_RETURN_IF_ERROR(BindChunks(chunks, stream));
+  return OkStatus();
+}
+
+Status SparseMemory::BindRows(DecodeClass& rows, kernels::Stream& stream) {
+  const SparsePlan& plan = *rows.plan;
+  if (!plan.sparse_decode) return OkStatus();
+  const bool kept = KeepsChoices(plan);
+  const bool drops = plan.decode.correct == kernels::DecodeCorrectKind::kDenominator;
+  const bool queries = plan.decode.refresh == kernels::RefreshKind::kCosine;
+  if (list_pages_.bytes() == 0 || (kept && plan.slots > kept_slots_) ||
+      (drops && dropped_lse_.bytes() == 0) || (queries && kept_queries_.bytes() == 0)) {
+    return InternalError("a step holds plan " + plan.name + ", for which no memory was provided");
+  }
+  LACUNA_ASSIGN_OR_RETURN(const Tables* const tables, TablesOf(plan, stream));
+  rows.thresholds = tables->thresholds;
+  const int64_t lists = rows.first * kv_heads_;
+  rows.lists.pages = At<int32_t>(list_pages_, lists * pages_max_);
+  rows.lists.logical = At<int32_t>(list_logical_, lists * pages_max_);
+  rows.lists.masks = At<uint64_t>(list_masks_, lists * pages_max_);
+  rows.lists.begins = At<int64_t>(list_begins_, lists);
+  rows.lists.ends = At<int64_t>(list_ends_, lists);
+  // One layer-wide mask takes the place of those of its heads, so that plans of either kind find a
+  // sequence's choice at the same place.
+  const bool by_layer = plan.decode.owner == kernels::OwnerKind::kLayer;
+  rows.choices.owners = by_layer ? 1 : kv_heads_;
+  rows.choices.pages_max = by_layer ? pages_max_ * kv_heads_ : pages_max_;
+  rows.choices.masks = At<uint64_t>(kept ? kept_masks_ : masks_, 0);
+  rows.slot_masks = kept ? running_max_ * kv_heads_ * pages_max_ : 0;
+  if (queries) {
+    rows.choices.queries = At<float>(kept_queries_, 0);
+    rows.slot_queries = running_max_ * q_heads_ * head_dim_;
+  }
+  if (drops) {
+    rows.dropped_lse = TensorView(At<float>(dropped_lse_, rows.first * q_heads_), DType::kF32,
+                                  {rows.rows, q_heads_});
+  }
+  return OkStatus();
+}
+
+Status SparseMemory::BindChunks(PrefillClass& chunks, kernels::Stream& stream) {
+  if (!chunks.sparse) return OkStatus();
+  const SparsePlan& plan = *chunks.plan;
+  if (range_entries_.bytes() == 0) {
+    return InternalError("a step holds plan " + plan.name + ", for which no memory was provided");
+  }
+  LACUNA_ASSIGN_OR_RETURN(const Tables* const tables, TablesOf(plan, stream));
+  chunks.heads = tables->heads;
+  const int64_t stride = RangeStride(chunks);
+  const int64_t lists = q_heads_ * Tiles(chunks);
+  for (kernels::RangeArrays* arrays : {&chunks.ranges, &chunks.last_ranges}) {
+    arrays->stride = stride;
+    arrays->begins = At<int64_t>(range_lists_, 0);
+    arrays->ends = At<int64_t>(range_lists_, lists);
+    arrays->begin = At<int32_t>(range_entries_, 0);
+    arrays->end = At<int32_t>(range_entries_, lists * stride);
+  }
+  return OkStatus();
+}
+
+SparseScratch SparseMemory::scratch() const {
+  const auto outs = [&](const kernels::Buffer& buffer, int64_t rows) {
+    return buffer.bytes() == 0 ? TensorView()
+                               : TensorView(buffer.data(), act_, {rows, q_heads_, head_dim_});
+  };
+  const auto lse = [&](const kernels::Buffer& buffer) {
+    return buffer.bytes() == 0 ? TensorView()
+                               : TensorView(buffer.data(), DType::kF32, {running_max_, q_heads_});
+  };
+  return {.correct_rows_max = correct_rows_max_,
+          .correct_out = outs(correct_out_, correct_rows_max_),
+          .audit_out = outs(audit_out_, running_max_),
+          .sparse_lse = lse(sparse_lse_),
+          .dense_lse = lse(dense_lse_)};
+}
+
+}  // namespace lacuna::engine
