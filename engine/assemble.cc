@@ -19,12 +19,21 @@ int64_t PagesOf(const PoolDemand& group, int64_t full_pages, int64_t running_max
   return std::min(full_pages, group.window_pages * running_max);
 }
 
+// What the plans store beside keys.
+std::vector<kvcache::MetadataStore> StoresOf(const AssemblyOptions& options) {
+  std::vector<const kvcache::SparsePlan*> plans;
+  for (const auto& plan : options.plans) plans.push_back(plan.get());
+  return kvcache::MetadataStores(plans);
+}
+
 std::vector<PoolDemand> Demands(const Model& model, const AssemblyOptions& options, DType dtype) {
   std::vector<PoolDemand> demands;
   const int64_t page_tokens = options.kv.page_tokens;
+  const std::vector<kvcache::MetadataStore> stores = StoresOf(options);
   for (const kvcache::KvGroup& group : model.groups()) {
     PoolDemand demand;
-    demand.page_bytes = kvcache::KvStorage::PageBytes(group, page_tokens, dtype);
+    demand.page_bytes = kvcache::KvStorage::PageBytes(group, page_tokens, dtype) +
+                        kvcache::MetadataStorage::PageBytes(group, page_tokens, stores);
     if (!group.full()) {
       // The window, the chunk in flight, and a page at each ragged end.
       demand.window_pages =
@@ -116,7 +125,8 @@ Result<Assembly> Assemble(std::unique_ptr<kernels::Backend> backend, const Model
   const ExecutorLimits limits{.step_tokens_max = options.engine.step_tokens_max,
                               .running_max = options.engine.running_max,
                               .logit_rows_max = options.engine.running_max,
-                              .graphs = options.engine.cuda_graphs};
+                              .graphs = options.engine.cuda_graphs,
+                              .plans = options.plans};
   auto executor = MakeExecutor(*assembly.model, *assembly.backend, limits);
   if (!executor.ok()) {
     return Explained(executor.status(), "workspaces",
@@ -129,7 +139,15 @@ Result<Assembly> Assemble(std::unique_ptr<kernels::Backend> backend, const Model
   const std::string kv_advice = "lower kv.pool_bytes or kv.memory_share";
   if (!storage.ok()) return Explained(storage.status(), "KV cache", kv_advice);
   assembly.storage = std::move(*storage);
-  const Status attached = (*executor)->Attach(*assembly.storage);
+  std::vector<kvcache::MetadataStore> stores = StoresOf(options);
+  if (!stores.empty()) {
+    auto metadata =
+        kvcache::MetadataStorage::Create(assembly.backend->device(), assembly.model->groups(),
+                                         group_pages, options.kv.page_tokens, std::move(stores));
+    if (!metadata.ok()) return Explained(metadata.status(), "sparse metadata", kv_advice);
+    assembly.metadata = std::move(*metadata);
+  }
+  const Status attached = (*executor)->Attach(*assembly.storage, assembly.metadata.get());
   if (!attached.ok()) return Explained(attached, "graphs and step memory", kv_advice);
 
   const ModelInfo& info = assembly.model->info();

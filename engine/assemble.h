@@ -18,6 +18,7 @@
 #include "kernels/ops/backend.h"
 #include "kvcache/kv_config.h"
 #include "kvcache/pages/kv_storage.h"
+#include "kvcache/sparse/metadata_storage.h"
 #include "kvcache/sparse/plan.h"
 
 namespace lacuna::engine {
@@ -28,6 +29,7 @@ struct Assembly final {
   Assembly& operator=(Assembly&& other) noexcept {
     // What is replaced is torn down last first.
     engine = std::move(other.engine);
+    metadata = std::move(other.metadata);
     storage = std::move(other.storage);
     model = std::move(other.model);
     backend = std::move(other.backend);
@@ -37,7 +39,8 @@ struct Assembly final {
   std::unique_ptr<kernels::Backend> backend;
   std::unique_ptr<Model> model;
   std::unique_ptr<kvcache::KvStorage> storage;
-  std::unique_ptr<Engine> engine;  // created, not started
+  std::unique_ptr<kvcache::MetadataStorage> metadata;  // null without plans that read any
+  std::unique_ptr<Engine> engine;                      // created, not started
 };
 
 struct AssemblyOptions final {
@@ -65,7 +68,7 @@ Result<Assembly> Assemble(std::unique_ptr<kernels::Backend> backend, const Model
 // Pages of each group's pool within `pool_bytes`. A full group gets as many as any; a window group
 // no more than running_max sequences can use. kExhausted: not even one page of each fits.
 struct PoolDemand final {
-  int64_t page_bytes = 0;    // all layers of the group
+  int64_t page_bytes = 0;    // all layers of the group, metadata included
   int64_t window_pages = 0;  // pages that one sequence holds at most; 0: a full group
 };
 Result<std::vector<int64_t>> SizePools(const std::vector<PoolDemand>& groups, int64_t pool_bytes,
