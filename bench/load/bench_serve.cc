@@ -1,7 +1,5 @@
 #include "bench/load/bench_serve.h"
 
-#include <boost/asio/co_spawn.hpp>
-#include <boost/asio/detached.hpp>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -16,7 +14,8 @@
 #include "bench/load/runner.h"
 #include "bench/load/schedule.h"
 #include "bench/load/server_metrics.h"
-#include "bench/load/url.h"
+#include "server/client/http_client.h"
+#include "server/client/url.h"
 
 namespace lacuna::bench {
 namespace {
@@ -25,31 +24,11 @@ namespace asio = boost::asio;
 
 constexpr int kOk = 0, kMissed = 1, kBadConfig = 2, kInvalid = 3;
 
-Result<std::string> Fetch(asio::io_context& io, const ClientContext& context, std::string path) {
-  Result<std::string> page = Status(StatusCode::kUnavailable, path + ": no answer");
-  asio::co_spawn(
-      io, [&]() -> asio::awaitable<void> { page = co_await Get(context, std::move(path)); },
-      asio::detached);
-  io.restart();
-  io.run();
-  return page;
-}
-
-Result<std::string> FirstModel(asio::io_context& io, const ClientContext& context) {
-  LACUNA_ASSIGN_OR_RETURN(const std::string page, Fetch(io, context, "/v1/models"));
-  const auto json = nlohmann::json::parse(page, nullptr, false);
-  const nlohmann::json::json_pointer id("/data/0/id");
-  if (json.is_discarded() || !json.contains(id) || !json.at(id).is_string()) {
-    return Status(StatusCode::kUnavailable, "/v1/models: no model in the answer");
-  }
-  return json.at(id).get<std::string>();
-}
-
 // Waits until the server is idle: what our disconnects cancelled is retired a step later.
 std::optional<ServerFigures> IdleFigures(asio::io_context& io, const ClientContext& context) {
   std::optional<ServerFigures> figures;
   for (int i = 0; i < 100; ++i) {
-    const Result<std::string> page = Fetch(io, context, "/metrics");
+    const Result<std::string> page = server::Fetch(io, context.target, "/metrics");
     if (!page.ok()) return figures;
     figures = ParseMetrics(*page);
     if (!figures->known) return std::nullopt;
@@ -70,26 +49,29 @@ std::string Bar(const Progress& progress) {
 }
 
 // The address, key and model of the run; an exit code when one cannot be had.
-int Prepare(asio::io_context& io, const LoadConfig& config, ClientContext& context,
+int Prepare(asio::io_context& io, const LoadConfig& config, server::Url url, ClientContext& context,
             std::ostream& err) {
+  std::string api_key;
   if (!config.endpoint.api_key_env.empty()) {
     const char* key = std::getenv(config.endpoint.api_key_env.c_str());
     if (key == nullptr) {
       err << "endpoint.api_key_env: got an unset variable, need one that holds the key\n";
       return kBadConfig;
     }
-    context.api_key = key;
+    api_key = key;
   }
-  boost::system::error_code error;
-  context.addresses =
-      asio::ip::tcp::resolver(io).resolve(context.url.host, context.url.port, error);
-  if (error) {
-    err << "bench serve: " << context.url.host << ": " << error.message() << "\n";
+  Result<server::HttpTarget> target = server::ResolveTarget(io, std::move(url));
+  if (!target.ok()) {
+    err << "bench serve: " << target.status().message() << "\n";
     return kInvalid;
   }
+  context.target = std::move(*target);
+  context.target.api_key = std::move(api_key);
+  context.target.user_agent = "lacuna-bench";
+  context.target.timeout_ms = config.endpoint.timeout_ms;
   context.model = config.endpoint.model;
   if (!context.model.empty()) return kOk;
-  Result<std::string> model = FirstModel(io, context);
+  Result<std::string> model = server::FirstModel(io, context.target);
   if (!model.ok()) {
     err << "bench serve: " << model.status().message() << "\n";
     return kInvalid;
@@ -104,8 +86,7 @@ PhaseResult Measure(asio::io_context& io, const LoadConfig& config, const Client
     LoadConfig warm = config;
     warm.arrival.mode = "closed";
     warm.arrival.cancel_rate = 0;
-    const ClientContext warm_context{warm, context.url, context.api_key, context.model,
-                                     context.addresses};
+    const ClientContext warm_context{warm, context.target, context.model};
     RunPhase(io, warm_context, MakeSchedule(warm, config.arrival.warmup_requests, 1),
              static_cast<double>(config.arrival.duration_ms) * 1e-3, {});
   }
@@ -139,14 +120,14 @@ bool WriteReport(const BenchServeOptions& options, const LoadConfig& config, con
 int RunBenchServe(const BenchServeOptions& options, std::ostream& out, std::ostream& err) {
   const LoadedLoadConfig loaded = ReadLoadConfig(options.config_path);
   for (const std::string& line : loaded.errors) err << line << "\n";
-  Result<Url> url = ParseUrl(options.url);
+  Result<server::Url> url = server::ParseUrl(options.url);
   if (!url.ok()) err << url.status().message() << "\n";
   if (!loaded.errors.empty() || !url.ok()) return kBadConfig;
 
   const LoadConfig& config = loaded.config;
   asio::io_context io(1);
-  ClientContext context{config, std::move(*url), "", "", {}};
-  if (const int code = Prepare(io, config, context, err); code != kOk) return code;
+  ClientContext context{config, {}, ""};
+  if (const int code = Prepare(io, config, std::move(*url), context, err); code != kOk) return code;
   const std::optional<ServerFigures> before = IdleFigures(io, context);
   const PhaseResult result = Measure(io, config, context, options.quiet, err);
   const std::optional<ServerFigures> after = IdleFigures(io, context);

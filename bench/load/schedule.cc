@@ -2,23 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numbers>
 
 namespace lacuna::bench {
-
-uint64_t Random::Next() {
-  uint64_t z = (state_ += 0x9e3779b97f4a7c15ull);
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-  return z ^ (z >> 31);
-}
-
-double Random::Uniform() { return static_cast<double>(Next() >> 11) * 0x1.0p-53; }
-
-double Random::Normal() {
-  const double radius = std::sqrt(-2.0 * std::log(1.0 - Uniform()));
-  return radius * std::cos(2.0 * std::numbers::pi * Uniform());
-}
 
 int64_t Draw(const Distribution& d, Random& random) {
   double value = d.mean;

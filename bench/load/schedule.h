@@ -8,20 +8,9 @@
 #include <vector>
 
 #include "bench/load/load_config.h"
+#include "kernels/core/random.h"
 
 namespace lacuna::bench {
-
-// splitmix64 (Steele et al. 2014).
-class Random final {
- public:
-  explicit Random(uint64_t seed) : state_(seed) {}
-  uint64_t Next();
-  double Uniform();  // [0, 1)
-  double Normal();   // mean 0, variance 1 (Box and Muller)
-
- private:
-  uint64_t state_;
-};
 
 int64_t Draw(const Distribution& distribution, Random& random);
 

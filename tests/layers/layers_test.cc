@@ -63,7 +63,9 @@ const std::map<std::string, std::set<std::string>> kAllowed = {
       "server/grpc", "server/sparse"}},
     {"server/commands", {"*"}},
     {"server", {"*"}},
-    {"bench/load", {"kernels/core", "server/config"}},  // its config files are read as serve's are
+    {"server/client", {"kernels/core"}},
+    {"server/eval", {"kernels/core", "server/client", "server/text"}},
+    {"bench/load", {"kernels/core", "server/client", "server/config"}},  // its config files are read as serve's are
     {"bench/cpu", {"kernels", "kernels/core", "kernels/device", "kernels/ops", "kernels/cpu"}},
     {"bench/gpu", {"kernels/core", "kernels/device", "kernels/ops", "kernels/cuda"}},
     {"bench/text", {"kernels/core", "server/text"}},

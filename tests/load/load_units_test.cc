@@ -7,16 +7,20 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
-#include "bench/load/answer_reader.h"
 #include "bench/load/load_config.h"
 #include "bench/load/report.h"
 #include "bench/load/schedule.h"
 #include "bench/load/server_metrics.h"
-#include "bench/load/sse_parser.h"
-#include "bench/load/url.h"
+#include "server/client/answer_reader.h"
+#include "server/client/sse_parser.h"
+#include "server/client/url.h"
 
 namespace lacuna::bench {
 namespace {
+
+using server::AnswerReader;
+using server::ParseUrl;
+using server::SseParser;
 
 TEST(Schedule, DistributionsHaveTheirMomentsAndBounds) {
   constexpr int kDraws = 200'000;

@@ -6,7 +6,7 @@
 #include <string>
 #include <string_view>
 
-namespace lacuna::bench {
+namespace lacuna::server {
 
 class SseParser final {
  public:
@@ -21,4 +21,4 @@ class SseParser final {
   bool has_data_ = false;
 };
 
-}  // namespace lacuna::bench
+}  // namespace lacuna::server

@@ -1,8 +1,8 @@
-#include "bench/load/sse_parser.h"
+#include "server/client/sse_parser.h"
 
 #include <utility>
 
-namespace lacuna::bench {
+namespace lacuna::server {
 
 std::optional<std::string> SseParser::Next() {
   while (true) {
@@ -29,4 +29,4 @@ std::optional<std::string> SseParser::Next() {
   }
 }
 
-}  // namespace lacuna::bench
+}  // namespace lacuna::server

@@ -1,12 +1,15 @@
-#include "bench/load/answer_reader.h"
+#include "server/client/answer_reader.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <utility>
 
-namespace lacuna::bench {
+namespace lacuna::server {
 namespace {
 
 using nlohmann::json;
+
+constexpr size_t kErrorBytesMax = 64 << 10;
 
 int64_t IntOr0(const json& object, const char* name) {
   const auto found = object.find(name);
@@ -36,8 +39,18 @@ void AnswerReader::Fail(std::string error) {
   if (error_.empty()) error_ = std::move(error);
 }
 
+void AnswerReader::KeepDetail(const json& answer) {
+  const json::json_pointer message("/error/message");
+  if (!answer.is_object() || !answer.contains(message)) return;
+  if (answer.at(message).is_string()) detail_ = answer.at(message).get<std::string>();
+  std::ranges::replace(detail_, '\n', ' ');
+}
+
 void AnswerReader::Push(std::string_view bytes) {
-  if (!error_.empty()) return;
+  if (!error_.empty()) {
+    body_.append(bytes.substr(0, kErrorBytesMax - std::min(kErrorBytesMax, body_.size())));
+    return;
+  }
   if (!stream_) {
     body_.append(bytes);
     return;
@@ -55,10 +68,13 @@ void AnswerReader::Push(std::string_view bytes) {
 void AnswerReader::OnEvent(std::string_view data) {
   const json event = json::parse(data.begin(), data.end(), nullptr, false);
   if (!event.is_object()) return Fail("bad answer");
-  if (event.contains("error")) return Fail("stream error");
+  if (event.contains("error")) {
+    KeepDetail(event);
+    return Fail("stream error");
+  }
   const auto usage = event.find("usage");
   if (usage != event.end() && usage->is_object()) {
-    has_usage_ = true;
+    usage_ = *usage;
     input_tokens_ = IntOr0(*usage, "prompt_tokens");
     output_tokens_ = IntOr0(*usage, "completion_tokens");
   }
@@ -66,20 +82,25 @@ void AnswerReader::OnEvent(std::string_view data) {
   if (choices == event.end() || !choices->is_array()) return;
   for (const json& choice : *choices) {
     if (!choice.is_object()) return Fail("bad answer");
-    if (!TextOf(choice, chat_, stream_).empty()) ++pieces_;
+    const std::string text = TextOf(choice, chat_, stream_);
+    pieces_ += !text.empty();
+    text_ += text;
     const auto reason = choice.find("finish_reason");
     finished_ = finished_ || (reason != choice.end() && reason->is_string());
   }
 }
 
 void AnswerReader::Finish() {
-  if (!error_.empty()) return;
+  if (!error_.empty()) {
+    if (detail_.empty()) KeepDetail(json::parse(body_, nullptr, false));
+    return;
+  }
   if (!stream_) {
     OnEvent(body_);
     done_ = finished_;
   }
   if (!done_ || !finished_) Fail("truncated");
-  if (!has_usage_) output_tokens_ = pieces_;
+  if (usage_.is_null()) output_tokens_ = pieces_;
 }
 
-}  // namespace lacuna::bench
+}  // namespace lacuna::server

@@ -1,8 +1,8 @@
-#include "bench/load/url.h"
+#include "server/client/url.h"
 
 #include <algorithm>
 
-namespace lacuna::bench {
+namespace lacuna::server {
 
 Result<Url> ParseUrl(std::string_view text) {
   const Status bad = InvalidArgument("--url: got \"" + std::string(text.substr(0, 200)) +
@@ -34,4 +34,4 @@ Result<Url> ParseUrl(std::string_view text) {
   return url;
 }
 
-}  // namespace lacuna::bench
+}  // namespace lacuna::server

@@ -1,4 +1,4 @@
-// http://HOST[:PORT][/BASE], the only form of URL that the load test takes.
+// http://HOST[:PORT][/BASE], the only form of URL that our clients take.
 #pragma once
 
 #include <string>
@@ -6,7 +6,7 @@
 
 #include "kernels/core/status.h"
 
-namespace lacuna::bench {
+namespace lacuna::server {
 
 struct Url final {
   std::string host, port = "80", base;  // base: "" or "/prefix", without a last slash
@@ -15,4 +15,4 @@ struct Url final {
 
 Result<Url> ParseUrl(std::string_view text);
 
-}  // namespace lacuna::bench
+}  // namespace lacuna::server
