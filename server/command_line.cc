@@ -6,6 +6,7 @@
 
 #include "bench/load/bench_serve.h"
 #include "server/commands/bench_offline_command.h"
+#include "server/commands/calibrate_command.h"
 #include "server/commands/config_commands.h"
 #include "server/commands/inspect_command.h"
 #include "server/commands/profiles.h"
@@ -174,6 +175,48 @@ void AddProfiles(CLI::App& app, int& exit_code) {
   });
 }
 
+void AddCalibrate(CLI::App& app, int& exit_code) {
+  auto options = std::make_shared<CalibrateCommandOptions>();
+  CLI::App* command = app.add_subcommand(
+      "calibrate",
+      "Measure a model for sparse profiles: head roles, patterns, spans, channels, ...");
+  command->footer(CalibrateDialHelp());
+  command->add_option("--model", options->model,
+                      "Folder of a Hugging Face model; without it the embedded recall-12m");
+  command
+      ->add_option("--method", options->method,
+                   "A profile or a method (minference, duoattention, ...), a table, or all")
+      ->capture_default_str();
+  command
+      ->add_option(
+          "--data", options->data,
+          R"(Sample prompts: .jsonl with {"messages" or "prompt", "answers"}, or .txt; may )"
+          "be .gz")
+      ->required();
+  command
+      ->add_option(
+          "--out", options->out,
+          "File of the tables; lacuna-sparse.json in the model's folder is found by itself. "
+          "Tables that are in it and not made anew stay")
+      ->required();
+  command->add_option("--prompts", options->prompts, "Only the first so many prompts; 0: all")
+      ->check(CLI::Range(0, 1 << 20))
+      ->capture_default_str();
+  command->add_option("--tokens", options->tokens, "Longer prompts are left out")
+      ->check(CLI::Range(256, 1 << 24))
+      ->capture_default_str();
+  command->add_option("--set", options->set, "A number, as name=value; may repeat; see below")
+      ->allow_extra_args(false);
+  command->add_option("--precision", options->precision, "Type of weights and KV, on the CPU")
+      ->check(CLI::IsMember({"bf16", "fp32"}))
+      ->capture_default_str();
+  command->add_option("--threads", options->threads, "CPU threads; 0: one per processor")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  command->add_flag("--quiet", options->quiet, "No progress bar");
+  OnParsed(command, options, exit_code, RunCalibrate);
+}
+
 }  // namespace
 
 void AddCommands(CLI::App& app, int& exit_code) {
@@ -184,6 +227,7 @@ void AddCommands(CLI::App& app, int& exit_code) {
   AddTokenize(app, exit_code);
   AddConfig(app, exit_code);
   AddProfiles(app, exit_code);
+  AddCalibrate(app, exit_code);
 }
 
 }  // namespace lacuna::server

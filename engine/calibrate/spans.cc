@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <array>
 #include <functional>
+#include <limits>
 #include <map>
 
 #include "engine/calibrate/table.h"
@@ -121,6 +122,7 @@ class Spans final : public Table {
       return std::pair(Density(a), Loss(head, a)) < std::pair(Density(b), Loss(head, b));
     };
     for (size_t rule = 1; rule < rules_.size(); ++rule) start = better(rule, start) ? rule : start;
+    double last_gain = std::numeric_limits<double>::infinity();
     for (size_t from = start;;) {
       Upgrade best{.head = head};
       for (size_t rule = 0; rule < rules_.size(); ++rule) {
@@ -130,6 +132,9 @@ class Spans final : public Table {
         if (gain / cost > best.gain_per_cost + 1e-12) best = {head, rule, cost, gain / cost};
       }
       if (best.gain_per_cost <= 0) return Density(start);
+      // Never above the one before, not even by rounding: they are sorted by it.
+      best.gain_per_cost = std::min(best.gain_per_cost, last_gain);
+      last_gain = best.gain_per_cost;
       upgrades.push_back(best);
       from = best.rule;
     }
