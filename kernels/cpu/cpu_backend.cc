@@ -79,6 +79,7 @@ class CpuBackend final : public Backend {
         pool_(threads, options.pin_threads),
         matmul_(isa, options.deterministic, pool_),
         attention_(threads),
+        ranges_(threads),
         sampling_(static_cast<size_t>(threads)) {}
 
   Device& device() override { return device_; }
@@ -222,7 +223,7 @@ class CpuBackend final : public Backend {
     return SelectKeysCpu(args, isa_, pool_);
   }
   Status SelectRanges(const SelectRangesArgs& args, Stream&) override {
-    return SelectRangesCpu(args, isa_, pool_);
+    return SelectRangesCpu(args, isa_, pool_, ranges_);
   }
   Status CorrectPrefill(const CorrectPrefillArgs& args, Stream&) override {
     return CorrectPrefillCpu(args, isa_, pool_);
@@ -259,6 +260,7 @@ class CpuBackend final : public Backend {
   ThreadPool pool_;
   MatmulRunner matmul_;
   AttentionScratch attention_;
+  SelectRangesScratch ranges_;
   std::vector<SampleScratch> sampling_;  // one per worker
 };
 

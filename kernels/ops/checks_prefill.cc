@@ -58,20 +58,6 @@ void CheckDials(Checker& check, const PrefillDials& dials) {
   check.Require(!std::isnan(dials.js_threshold), "dials", "a js_threshold that is a number");
 }
 
-void CheckRangeChunks(Checker& check, const SelectRangesArgs& args) {
-  int64_t context = 0;
-  for (const RangeChunk& part : args.chunks) {
-    CheckChunks(check, {&part.chunk, 1}, args.q.dim(0));
-    CheckDials(check, part.dials);
-    if (!check.ok()) return;
-    const int64_t end = int64_t{part.chunk.first_position} + part.chunk.rows;
-    check.Require(part.prompt_tokens >= end, "chunks", "prompt_tokens that reach its end");
-    context = std::max(context, end);
-  }
-  check.Require(args.out.stride >= RangesMax(args.path, context), "out",
-                "a stride of RangesMax at least");
-}
-
 void CheckRangeArrays(Checker& check, const RangeArrays& out) {
   check.Require(out.begin != nullptr && out.end != nullptr && out.begins != nullptr &&
                     out.ends != nullptr && out.chunk_offsets != nullptr,
@@ -79,6 +65,23 @@ void CheckRangeArrays(Checker& check, const RangeArrays& out) {
   check.Require(Aligned(out.begin) && Aligned(out.end) && Aligned(out.begins) &&
                     Aligned(out.ends) && Aligned(out.chunk_offsets),
                 "out", "arrays aligned to their elements");
+}
+
+void CheckRangeChunks(Checker& check, const SelectRangesArgs& args) {
+  int64_t context = 0, rows = 0;
+  for (const RangeChunk& part : args.chunks) {
+    CheckChunks(check, {&part.chunk, 1}, args.q.dim(0));
+    CheckDials(check, part.dials);
+    if (!check.ok()) return;
+    const int64_t end = int64_t{part.chunk.first_position} + part.chunk.rows;
+    check.Require(part.prompt_tokens >= end, "chunks", "prompt_tokens that reach its end");
+    context = std::max(context, end);
+    rows += part.chunk.rows;
+  }
+  if (rows == 0) return;
+  CheckRangeArrays(check, args.out);
+  check.Require(args.out.stride >= RangesMax(args.path, context), "out",
+                "a stride of RangesMax at least");
 }
 
 }  // namespace
@@ -108,7 +111,6 @@ Status Check(const SelectRangesArgs& args, DType act) {
   check.Require(args.heads != nullptr && Aligned(args.heads), "heads", "one per query head");
   check.Require(Aligned(args.shapes), "shapes", "an array aligned to its elements");
   check.Require(Aligned(args.stats), "stats", "an array aligned to its elements");
-  CheckRangeArrays(check, args.out);
   CheckRangeChunks(check, args);
   return check.Take();
 }

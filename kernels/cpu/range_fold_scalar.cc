@@ -1,0 +1,2 @@
+#define LACUNA_ISA scalar
+#include "kernels/cpu/range_fold.inl"
