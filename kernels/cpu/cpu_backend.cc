@@ -80,6 +80,7 @@ class CpuBackend final : public Backend {
         matmul_(isa, options.deterministic, pool_),
         attention_(threads),
         ranges_(threads),
+        select_keys_(threads),
         sampling_(static_cast<size_t>(threads)) {}
 
   Device& device() override { return device_; }
@@ -217,10 +218,10 @@ class CpuBackend final : public Backend {
 
   bool has_sparse_ops() const override { return true; }
   Status AppendMetadata(const AppendMetadataArgs& args, Stream&) override {
-    return AppendMetadataCpu(args, isa_, pool_);
+    return AppendMetadataCpu(args, isa_, pool_, append_metadata_);
   }
   Status SelectKeys(const SelectKeysArgs& args, Stream&) override {
-    return SelectKeysCpu(args, isa_, pool_);
+    return SelectKeysCpu(args, isa_, pool_, select_keys_);
   }
   Status SelectRanges(const SelectRangesArgs& args, Stream&) override {
     return SelectRangesCpu(args, isa_, pool_, ranges_);
@@ -261,6 +262,8 @@ class CpuBackend final : public Backend {
   MatmulRunner matmul_;
   AttentionScratch attention_;
   SelectRangesScratch ranges_;
+  AppendMetadataScratch append_metadata_;
+  SelectKeysScratch select_keys_;
   std::vector<SampleScratch> sampling_;  // one per worker
 };
 
