@@ -313,8 +313,9 @@ class LayerRun final {
 CorrectRows RowsToCorrect(const kernels::RangeChunk& chunk) {
   const int32_t stride = chunk.dials.correct_stride_rows;
   const int32_t first_position = chunk.chunk.first_position;
-  const int32_t dense_end =
-      chunk.prompt_tokens - chunk.prompt_tokens % stride - chunk.dials.correct_last_rows;
+  const int32_t prompt = chunk.prompt_tokens;
+  const int32_t dense_end = std::min(prompt - chunk.dials.last_rows,
+                                     prompt - prompt % stride - chunk.dials.correct_last_rows);
   const int32_t rows = std::clamp(dense_end - first_position, 0, chunk.chunk.rows);
   const int32_t first = (stride - first_position % stride) % stride;
   if (first >= rows) return {};
