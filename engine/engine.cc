@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "engine/loop.h"
+#include "kvcache/sparse/prefill_grain.h"
 
 namespace lacuna::engine {
 
@@ -43,6 +44,8 @@ Result<std::unique_ptr<Engine>> Engine::Create(const EngineConfig& config, Engin
     return InvalidArgument("engine: got logit_rows_max " + std::to_string(parts.logit_rows_max) +
                            ", need running_max or more");
   }
+  if (parts.prefill_grain_tokens == nullptr)
+    parts.prefill_grain_tokens = &kvcache::PrefillGrainTokens;
   kvcache::KvCacheOptions options;
   options.groups = parts.groups;
   options.group_pages = parts.group_pages;

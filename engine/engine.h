@@ -18,6 +18,7 @@
 #include "kernels/core/status.h"
 #include "kvcache/kv_config.h"
 #include "kvcache/pages/kv_group.h"
+#include "kvcache/sparse/plan.h"
 
 namespace lacuna::engine {
 
@@ -58,7 +59,14 @@ struct EngineParts final {
   int64_t logit_rows_max = 0;  // rows of logits that one Run can give; 0: no limit
   // Deterministic on a device whose decode and prefill give different bits: a token is computed
   // again (after preemption) the way it was computed first, and only pages of prompts are shared.
+  // So it is for every request whose plan is not dense.
   bool replays_output = false;
+  bool sparse_ops = false;  // the runner takes sequences with plans
+  // See AssemblyOptions.
+  std::vector<std::shared_ptr<const kvcache::SparsePlan>> plans;
+  std::shared_ptr<const kvcache::SparsePlan> residency;
+  // Where the prompts of a plan may be cut; null: kvcache::PrefillGrainTokens.
+  int64_t (*prefill_grain_tokens)(const kvcache::SparsePlan& plan) = nullptr;
   const Clock* clock = nullptr;
 };
 
@@ -67,7 +75,8 @@ class Engine final {
   static Result<std::unique_ptr<Engine>> Create(const EngineConfig& config, EngineParts parts);
   ~Engine();  // Stop()
 
-  // Any thread. kTooLong: can never fit; kExhausted: the queue is full; kUnavailable: draining.
+  // Any thread. kTooLong: can never fit; kExhausted: the queue is full; kUnavailable: draining;
+  // kInvalidArgument: what the request asks for, its plan among it, cannot be.
   Result<RequestStream> Submit(Request request);
   void Start();  // starts the loop's thread
   // One turn of the loop on the caller's thread instead (tests and the simulator); false when idle.

@@ -3,7 +3,10 @@
 #include <pthread.h>
 
 #include <algorithm>
+#include <numeric>
 #include <string>
+
+#include "engine/sparse_intake.h"
 
 namespace lacuna::engine {
 
@@ -15,9 +18,10 @@ Engine::Loop::Loop(const EngineConfig& config, EngineParts parts,
       cache_(std::move(cache)),
       scheduler_({.step_tokens_max = config.step_tokens_max,
                   .running_max = config.running_max,
-                  .logit_rows_max = parts_.logit_rows_max,
-                  .replays_output = parts_.replays_output},
+                  .logit_rows_max = parts_.logit_rows_max},
                  *cache_) {
+  free_choices_.resize(static_cast<size_t>(config.running_max));
+  std::iota(free_choices_.rbegin(), free_choices_.rend(), 0);
   if (config_.context_tokens_max > 0) {
     context_tokens_max_ = std::min(context_tokens_max_, config_.context_tokens_max);
   }
@@ -48,7 +52,7 @@ Status Engine::Loop::CheckRequest(const Request& request) const {
     return InvalidArgument("got logprobs " + std::to_string(logprobs) + ", need at most " +
                            std::to_string(kernels::SampleResult::kLogprobsMax));
   }
-  return OkStatus();
+  return CheckSparse(request, parts_, config_, *cache_);
 }
 
 // Under the lock of the inbox, so that two submits cannot both take the last place.
@@ -77,7 +81,7 @@ Result<RequestStream> Engine::Loop::Submit(Request request) {
     }
     sequence->tokens_max = std::min(sequence->prompt_tokens + sequence->request.sampling.max_tokens,
                                     context_tokens_max_);
-    sequence->kv = cache_->MakeSequence(sequence->request.scope);
+    PrepareSparse(parts_, *cache_, *sequence);
     sequence->usage.prompt_tokens = sequence->prompt_tokens;
     sequence->timing.submitted = parts_.clock->Now();
     auto events = std::make_shared<EventQueue>(id, config_.events_max, inbox_);
@@ -183,6 +187,7 @@ void Engine::Loop::Retire(Sequence& sequence, Event terminal) {
   timing.finished = parts_.clock->Now();
   if (!sequence.admitted_before) timing.admitted = timing.finished;
   if (sequence.usage.completion_tokens == 0) timing.first_token = timing.finished;
+  if (sequence.sparse) sequence.usage.sparse = sequence.sparse->usage();
   std::visit(
       [&](auto& event) {
         if constexpr (requires { event.usage; }) {
@@ -191,7 +196,7 @@ void Engine::Loop::Retire(Sequence& sequence, Event terminal) {
         }
       },
       terminal);
-  if (!scheduler_.running(sequence)) CountWaiting(sequence, -1);
+  scheduler_.running(sequence) ? GiveChoice(sequence) : CountWaiting(sequence, -1);
   scheduler_.Remove(sequence);
   cache_->Release(sequence.kv);
   // Steps under way still write to its pages; whoever gets them next is computed after that.
@@ -255,8 +260,32 @@ Status Engine::Loop::CheckPages() const {
   return OkStatus();
 }
 
+void Engine::Loop::TakeChoice(Sequence& sequence) {
+  if (!sequence.sparse) return;
+  LACUNA_CHECK(!free_choices_.empty());  // there are as many as sequences may run
+  sequence.sparse->set_choice(free_choices_.back());
+  free_choices_.pop_back();
+}
+
+// A step under way may still write there; whoever takes it next chooses anew after that.
+void Engine::Loop::GiveChoice(Sequence& sequence) {
+  if (sequence.sparse) free_choices_.push_back(sequence.sparse->choice());
+}
+
+Status Engine::Loop::CheckChoices() const {
+  std::vector<int> holders(static_cast<size_t>(config_.running_max), 0);
+  for (const int32_t choice : free_choices_) ++holders.at(static_cast<size_t>(choice));
+  for (const auto& [id, sequence] : sequences_) {
+    if (!sequence->sparse || !scheduler_.running(*sequence)) continue;
+    ++holders.at(static_cast<size_t>(sequence->sparse->choice()));
+  }
+  const bool once = std::ranges::all_of(holders, [](int count) { return count == 1; });
+  return once ? OkStatus() : InternalError("a place for choices is nobody's or belongs to two");
+}
+
 Status Engine::Loop::CheckInvariants() const {
   LACUNA_RETURN_IF_ERROR(CheckPages());
+  LACUNA_RETURN_IF_ERROR(CheckChoices());
   const auto sequences = static_cast<int64_t>(sequences_.size());
   if (scheduler_.running_count() + scheduler_.waiting_count() != sequences ||
       static_cast<int64_t>(deadlines_.size()) > sequences) {

@@ -30,6 +30,8 @@ struct Flight final {
     Sequence* sequence = nullptr;  // null: it ended in the meantime, its results are dropped
     int64_t tokens = 0;
     size_t first_row = 0, rows = 0;  // of the step's results
+    int64_t output = -1;  // of a decode row: the number of the generated token that it computes
+    std::shared_ptr<const kvcache::SparsePlan> plan{};  // outlives the step, if not the sequence
   };
   std::vector<Run> runs;
   size_t rows = 0;
@@ -73,6 +75,10 @@ class Engine::Loop final {
   bool CanRunAhead(const StepPlan& plan) const;
   void CommitPlan(const StepPlan& plan);
   void CommitAdmission(Sequence& sequence, const PlannedRun& run);
+  // A place for its choices on the device, held while it runs.
+  void TakeChoice(Sequence& sequence);
+  void GiveChoice(Sequence& sequence);
+  Status CheckChoices() const;
   void FillBatch(const StepPlan& plan);
   // Rows for the logits of positions [first, end); they come after those in the batch.
   void AddRows(const Sequence& sequence, int64_t first, int64_t end);
@@ -81,6 +87,7 @@ class Engine::Loop final {
   void LandStep();
   // Retires the sequence when it ends.
   void LandRun(const Flight::Run& run, std::span<const kernels::SampleResult> results);
+  void LandReports(const Flight& flight);
   // These two are false when the sequence failed and is gone.
   bool GatherPromptLogprobs(Sequence& sequence, int64_t position,
                             const kernels::SampleResult& result);
@@ -118,6 +125,7 @@ class Engine::Loop final {
   bool landed_with_work_ = false;                    // and whether there was more to do
   StepBatch batch_;
   std::vector<kvcache::PageSpan> spans_;  // [sequences, groups] of the batch
+  std::vector<int32_t> free_choices_;     // the last one is taken first
 
   EngineStats stats_;
   std::atomic<int64_t> live_{0};  // accepted, terminal event not yet told

@@ -100,6 +100,8 @@ void Engine::Loop::CommitPlan(const StepPlan& plan) {
   LACUNA_CHECK(cache_->Commit(preempted, claims).ok());
   for (ScheduledSequence* s : plan.preempt) {
     scheduler_.Preempt(*s);
+    GiveChoice(AsSequence(*s));
+    if (AsSequence(*s).sparse) AsSequence(*s).sparse->Restart();
     CountWaiting(AsSequence(*s), 1);
     ++AsSequence(*s).usage.preemptions;
     ++stats_.preemptions;
@@ -111,6 +113,7 @@ void Engine::Loop::CommitPlan(const StepPlan& plan) {
 
 void Engine::Loop::CommitAdmission(Sequence& sequence, const PlannedRun& run) {
   scheduler_.Admit(sequence);
+  TakeChoice(sequence);
   CountWaiting(sequence, -1);
   if (std::exchange(sequence.admitted_before, true)) return;
   sequence.timing.admitted = parts_.clock->Now();
@@ -129,7 +132,7 @@ void Engine::Loop::FillBatch(const StepPlan& plan) {
   spans_.resize(plan.runs.size() * groups);
   kvcache::PageSpan* spans = spans_.data();
   for (const PlannedRun& run : plan.runs) {
-    const Sequence& s = AsSequence(*run.sequence);
+    Sequence& s = AsSequence(*run.sequence);
     const int64_t begin = s.launched_tokens(), end = begin + run.tokens;
     for (size_t g = 0; g < groups; ++g) spans[g] = s.kv.tables[g].span();
     const int64_t rows = s.LogitRows(begin, end);
@@ -141,9 +144,11 @@ void Engine::Loop::FillBatch(const StepPlan& plan) {
                                                          static_cast<size_t>(run.tokens)),
          .sampled_row = pending ? s.last_row : -1,
          .first_position = static_cast<int32_t>(begin),
-         .decode = scheduler_.RunsAsDecode(s, begin, run.tokens),
+         .decode = s.RunsAsDecode(begin, run.tokens),
          .pages = {spans, groups},
-         .logits_from = rows > 0 ? static_cast<int32_t>(run.tokens - rows) : -1});
+         .logits_from = rows > 0 ? static_cast<int32_t>(run.tokens - rows) : -1,
+         .prompt_tokens = static_cast<int32_t>(s.prompt_tokens)});
+    if (s.sparse) s.sparse->Fill(batch_.sequences.back());
     AddRows(s, end - rows, end);
     spans += groups;
   }
@@ -174,7 +179,13 @@ void Engine::Loop::NoteFlight(const StepPlan& plan, TimePoint begin) {
     Sequence& s = AsSequence(*run.sequence);
     const int64_t begin_tokens = s.launched_tokens(), end = begin_tokens + run.tokens;
     const auto rows = static_cast<size_t>(s.LogitRows(begin_tokens, end));
-    flight.runs.push_back({&s, run.tokens, row, rows});
+    const bool decode = s.RunsAsDecode(begin_tokens, run.tokens);
+    flight.runs.push_back({.sequence = &s,
+                           .tokens = run.tokens,
+                           .first_row = row,
+                           .rows = rows,
+                           .output = decode ? begin_tokens - s.prompt_tokens : -1,
+                           .plan = s.request.sparse.plan});
     row += rows;
     const bool samples = rows > 0 && end == s.expected_tokens();
     s.in_flight_tokens += run.tokens;
@@ -201,6 +212,7 @@ void Engine::Loop::LandStep() {
     stats_.gap_seconds.Observe(
         late ? Seconds(flights_.front().launch_end - flights_.front().launch_begin) : 0.0);
   }
+  LandReports(flight);
   const TimePoint begin = std::max(flight.begin, landed_);
   for (const Flight::Run& run : flight.runs) {
     if (run.sequence != nullptr) LandRun(run, *results);
@@ -211,12 +223,22 @@ void Engine::Loop::LandStep() {
   stats_.step_seconds.Observe(Seconds(Now() - begin));
 }
 
+// Before the runs, which may retire their sequences with what they have used.
+void Engine::Loop::LandReports(const Flight& flight) {
+  for (const SparseReport& report : parts_.runner->reports()) {
+    const auto index = static_cast<size_t>(report.sequence);
+    if (report.sequence < 0 || index >= flight.runs.size()) continue;
+    const Flight::Run& run = flight.runs[index];
+    if (run.sequence == nullptr || !run.sequence->sparse) continue;
+    run.sequence->sparse->Land(run.output, report, stats_);
+  }
+}
+
 void Engine::Loop::LandRun(const Flight::Run& run, std::span<const SampleResult> results) {
   Sequence& sequence = *run.sequence;
   const int64_t end = sequence.kv.computed_tokens + run.tokens;
   sequence.in_flight_tokens -= run.tokens;
-  cache_->Advance(sequence.kv, sequence.tokens, end,
-                  parts_.replays_output ? sequence.prompt_tokens : end);
+  cache_->Advance(sequence.kv, sequence.tokens, end, sequence.shared_tokens_max);
   int64_t position = end - static_cast<int64_t>(run.rows);
   for (const SampleResult& result : results.subspan(run.first_row, run.rows)) {
     if (position + 1 < sequence.prompt_tokens) {

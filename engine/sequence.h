@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -11,6 +12,7 @@
 #include "engine/request.h"
 #include "engine/sample/sampling_state.h"
 #include "engine/schedule/scheduled_sequence.h"
+#include "engine/sparse_progress.h"
 
 namespace lacuna::engine {
 
@@ -29,6 +31,7 @@ struct Sequence final : ScheduledSequence {
 
   Request request;  // without its prompt, which is the beginning of `tokens`
   SamplingState sampling;
+  std::optional<SparseProgress> sparse;  // of a request with a plan
   std::shared_ptr<EventQueue> events;
   int32_t last_row = -1;  // of its newest sampled token in the results of its newest step
   std::vector<TokenLogprob> prompt_logprobs;

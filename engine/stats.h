@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "engine/event.h"
+
 namespace lacuna::engine {
 
 // Fixed buckets, powers of two from 1 microsecond: bucket i counts values <= 2^i us.
@@ -29,6 +31,18 @@ struct PageCounts final {
   int64_t total = 0, free = 0, used = 0, cached = 0;
 };
 
+// Of requests with a plan. What is computed again after a preemption counts again, but for audits.
+struct SparseStats final {
+  std::atomic<uint64_t> dense_steps{0}, sparse_steps{0};  // decode rows
+  std::atomic<uint64_t> pages_considered{0}, pages_selected{0};
+  std::atomic<uint64_t> prefill_blocks_considered{0}, prefill_blocks_selected{0};
+  std::atomic<uint64_t> audited_steps{0}, budgets_widened{0};
+  // Per layer group: audits of groups that have layers, and over them sums of shares of 1.
+  static constexpr int kLayerGroups = SparseUsage::kLayerGroups;
+  std::array<std::atomic<uint64_t>, kLayerGroups> group_audits{};
+  std::array<std::atomic<double>, kLayerGroups> captured_mass{}, output_error{};
+};
+
 struct EngineStats final {
   std::atomic<int64_t> running{0}, waiting{0}, waiting_tokens{0};
   std::atomic<uint64_t> submitted{0}, finished_stop{0}, finished_length{0}, cancelled{0}, failed{0};
@@ -42,6 +56,7 @@ struct EngineStats final {
   // gap: per step, how long the device had nothing to do although there was work (by host clocks,
   // never too small by more than it takes to see that a step is done).
   LatencyHistogram plan_seconds, step_seconds, gap_seconds;
+  SparseStats sparse;
 };
 
 }  // namespace lacuna::engine

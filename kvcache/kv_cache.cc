@@ -48,9 +48,12 @@ int64_t KvCache::sequence_tokens_max() const {
   return tokens_max;
 }
 
-SequenceKv KvCache::MakeSequence(CacheScope scope) const {
+SequenceKv KvCache::MakeSequence(CacheScope scope, uint64_t kv_fingerprint,
+                                 int64_t grain_tokens) const {
   SequenceKv kv;
   kv.scope = scope;
+  kv.kv_fingerprint = kv_fingerprint;
+  kv.grain_tokens = grain_tokens;
   kv.tables.resize(stores_.size());
   return kv;
 }
@@ -75,11 +78,33 @@ int64_t KvCache::PagesLacking(int g, const SequenceKv& kv, int64_t tokens_end) c
   return std::max<int64_t>(0, CeilDiv(tokens_end, page_tokens()) - held);
 }
 
+int64_t KvCache::WholeGrainPages(const SequenceKv& kv, int64_t tokens) const {
+  const int64_t grain = std::max(kv.grain_tokens, page_tokens());
+  return tokens / grain * (grain / page_tokens());
+}
+
+// Equal pages of grains that go on in different ways hold different K and V. Which grain a page is
+// of is told by a keyed hash alone; the tokens of a hit's grains are all compared all the same,
+// page by page.
+uint64_t KvCache::FingerprintAt(SequenceKv& kv, std::span<const TokenId> tokens,
+                                int64_t page) const {
+  if (kv.grain_tokens == 0) return kv.kv_fingerprint;
+  const auto grain = static_cast<size_t>(page * page_tokens() / kv.grain_tokens);
+  const auto size = static_cast<size_t>(kv.grain_tokens);
+  for (size_t g = kv.grain_fingerprints.size(); g <= grain; ++g) {
+    kv.grain_fingerprints.push_back(
+        HashPage(options_.hash_key, kv.scope, kv.kv_fingerprint, tokens.subspan(g * size, size)));
+  }
+  return kv.grain_fingerprints[grain];
+}
+
 void KvCache::ExtendHashes(SequenceKv& kv, std::span<const TokenId> tokens, int64_t pages) const {
   for (auto p = static_cast<int64_t>(kv.hashes.size()); p < pages; ++p) {
     const auto page =
         tokens.subspan(static_cast<size_t>(p * page_tokens()), static_cast<size_t>(page_tokens()));
-    const uint64_t parent = kv.hashes.empty() ? 0 : kv.hashes.back();
+    const bool folds = p == 0 || (kv.grain_tokens > 0 && p * page_tokens() % kv.grain_tokens == 0);
+    const uint64_t parent =
+        (kv.hashes.empty() ? 0 : kv.hashes.back()) ^ (folds ? FingerprintAt(kv, tokens, p) : 0);
     kv.hashes.push_back(HashPage(options_.hash_key, kv.scope, parent, page));
   }
 }
@@ -88,14 +113,15 @@ PrefixHit KvCache::Lookup(SequenceKv& kv, std::span<const TokenId> tokens, int64
   PrefixHit hit;
   hit.pages.resize(stores_.size());
   if (!reuses_prefixes_) return hit;
-  int64_t pages = std::min(limit, static_cast<int64_t>(tokens.size())) / page_tokens();
+  int64_t pages = WholeGrainPages(kv, std::min(limit, static_cast<int64_t>(tokens.size())));
   for (size_t g = 0; g < stores_.size(); ++g) {
     PageId parent = PrefixIndex::kNoPage;
     for (int64_t p = 0; p < pages; ++p) {
       ExtendHashes(kv, tokens, p + 1);
       const auto page = tokens.subspan(static_cast<size_t>(p * page_tokens()),
                                        static_cast<size_t>(page_tokens()));
-      parent = stores_[g]->index.Find({kv.scope, parent, page, kv.hashes[static_cast<size_t>(p)]});
+      parent = stores_[g]->index.Find({kv.scope, FingerprintAt(kv, tokens, p), parent, page,
+                                       kv.hashes[static_cast<size_t>(p)]});
       if (parent == PrefixIndex::kNoPage) {
         pages = p;
         break;
@@ -103,6 +129,7 @@ PrefixHit KvCache::Lookup(SequenceKv& kv, std::span<const TokenId> tokens, int64
       hit.pages[g].push_back(parent);
     }
   }
+  pages = WholeGrainPages(kv, pages * page_tokens());
   for (auto& group_pages : hit.pages) group_pages.resize(static_cast<size_t>(pages));
   hit.tokens = pages * page_tokens();
   return hit;
@@ -164,7 +191,7 @@ PageRef KvCache::TakePage(Store& store) {
 }
 
 void KvCache::PublishFullPages(SequenceKv& kv, std::span<const TokenId> tokens, int64_t end) {
-  const int64_t full = std::min(kv.computed_tokens, end) / page_tokens();
+  const int64_t full = WholeGrainPages(kv, std::min(kv.computed_tokens, end));
   if (full <= kv.published_pages) return;
   ExtendHashes(kv, tokens, full);
   for (int64_t p = kv.published_pages; p < full; ++p) {
@@ -172,6 +199,7 @@ void KvCache::PublishFullPages(SequenceKv& kv, std::span<const TokenId> tokens, 
       PageTable& table = kv.tables[g];
       const PrefixIndex::Place place{
           .scope = kv.scope,
+          .kv_fingerprint = FingerprintAt(kv, tokens, p),
           .parent = p == 0 ? PrefixIndex::kNoPage : table.page(p - 1),
           .tokens = tokens.subspan(static_cast<size_t>(p * page_tokens()),
                                    static_cast<size_t>(page_tokens())),
@@ -241,14 +269,15 @@ Status KvCache::CheckInvariants(std::span<const SequenceKv* const> live) const {
     LACUNA_RETURN_IF_ERROR(store.pool.CheckInvariants());
     LACUNA_RETURN_IF_ERROR(store.index.CheckInvariants());
     std::vector<int32_t> holders(static_cast<size_t>(store.pool.counts().total), 0);
-    std::map<PageId, CacheScope> scopes;
+    std::map<PageId, const SequenceKv*> firsts;  // that hold it
     for (const SequenceKv* kv : live) {
       LACUNA_RETURN_IF_ERROR(CheckTable(g, *kv));
       const PageTable& table = kv->tables[static_cast<size_t>(g)];
       for (int64_t i = 0; i < table.size(); ++i) {
         ++holders[static_cast<size_t>(table.page(i).value)];
-        if (scopes.try_emplace(table.page(i), kv->scope).first->second != kv->scope) {
-          return InternalError("a page is reachable from two scopes");
+        const SequenceKv& first = *firsts.try_emplace(table.page(i), kv).first->second;
+        if (first.scope != kv->scope || first.kv_fingerprint != kv->kv_fingerprint) {
+          return InternalError("a page is reachable from two scopes or fingerprints");
         }
       }
     }

@@ -25,11 +25,16 @@ namespace lacuna::kvcache {
 // The KV of one sequence. computed_tokens of its tokens have their K and V in the tables' pages.
 struct SequenceKv final {
   CacheScope scope;
+  // Of how K and V of its prompt are computed, 0: densely; and in what grains: K and V of one
+  // depend on all of its tokens. A multiple of page_tokens; 0: on those before them alone.
+  uint64_t kv_fingerprint = 0;
+  int64_t grain_tokens = 0;
   int64_t computed_tokens = 0;
   int64_t claimed_tokens = 0;  // the pages of this many have been claimed: those of steps under way
   std::vector<PageTable> tables;  // one per group
   int64_t published_pages = 0;
   std::vector<uint64_t> hashes;  // of the full pages of its tokens, as far as they were asked for
+  std::vector<uint64_t> grain_fingerprints;  // likewise, of whole grains with their tokens
 };
 
 // Published pages that hold the first `tokens` tokens.
@@ -62,20 +67,23 @@ class KvCache final {
   bool reuses_prefixes() const { return reuses_prefixes_; }
   // Tokens that one sequence alone can have computed; INT64_MAX when only window groups exist.
   int64_t sequence_tokens_max() const;
-  SequenceKv MakeSequence(CacheScope scope) const;
+  SequenceKv MakeSequence(CacheScope scope, uint64_t kv_fingerprint = 0,
+                          int64_t grain_tokens = 0) const;
 
   Ledger MakeLedger() const;
   // Pages of `group` that a sequence of `tokens` tokens holds at most while it runs in chunks.
   int64_t PagesFor(int group, int64_t tokens, int64_t chunk_tokens) const;
   // Pages that `kv` lacks, so that tokens [0, tokens_end) have a place.
   int64_t PagesLacking(int group, const SequenceKv& kv, int64_t tokens_end) const;
-  // The longest published prefix of tokens[0, limit). Changes nothing but the memo kv.hashes.
+  // The longest published prefix of tokens[0, limit), in whole grains. Changes nothing but the
+  // memos of hashes.
   PrefixHit Lookup(SequenceKv& kv, std::span<const TokenId> tokens, int64_t limit) const;
 
   // Releases `preempted`, then gives every claim its pages. An error changes nothing.
   Status Commit(std::span<SequenceKv* const> preempted, std::span<const PageClaim> claims);
   // The first `computed` of `tokens` now have their K and V: publishes, drops what windows left.
-  // Full pages of the first publish_end tokens become prefixes that others may find.
+  // Full pages of whole grains of the first publish_end tokens become prefixes that others may
+  // find.
   void Advance(SequenceKv& kv, std::span<const TokenId> tokens, int64_t computed,
                int64_t publish_end = std::numeric_limits<int64_t>::max());
   void Release(SequenceKv& kv);
@@ -100,6 +108,9 @@ class KvCache final {
                      std::span<const PageClaim> claims) const;
   Status CheckTable(int group, const SequenceKv& kv) const;
   PageRef TakePage(Store& store);
+  // Of page `page`: the sequence's, or its grain's with all of that one's tokens.
+  uint64_t FingerprintAt(SequenceKv& kv, std::span<const TokenId> tokens, int64_t page) const;
+  int64_t WholeGrainPages(const SequenceKv& kv, int64_t tokens) const;
   void ExtendHashes(SequenceKv& kv, std::span<const TokenId> tokens, int64_t pages) const;
   void PublishFullPages(SequenceKv& kv, std::span<const TokenId> tokens, int64_t end);
 

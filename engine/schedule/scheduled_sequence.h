@@ -18,6 +18,11 @@ struct ScheduledSequence {
   uint64_t arrival = 0;   // grows with each submit; unique
   bool promoted = false;  // the scheduler's: passed over long enough to go before all others
   bool reuse_prefix = true;
+  // Full pages within its first so many tokens may be taken from the cache and given to it.
+  int64_t shared_tokens_max = std::numeric_limits<int64_t>::max();
+  // Tokens behind the prompt are computed one a step, as decode rows, also when a preempted
+  // sequence computes them again: a chunk would give other bits.
+  bool replays_output = false;
 
   std::vector<TokenId> tokens;  // the prompt, then what was generated
   int64_t prompt_tokens = 0;
@@ -44,6 +49,17 @@ struct ScheduledSequence {
   bool decodes() const { return left_tokens() == 1 && expected_tokens() > prompt_tokens; }
   int64_t first_logits_position() const {
     return logits_from_position >= 0 ? logits_from_position : expected_tokens() - 1;
+  }
+  // Of tokens [begin, begin + count): a decode row, not a chunk of a prompt.
+  bool RunsAsDecode(int64_t begin, int64_t count) const {
+    return decodes() || (replays_output && count == 1 && begin >= prompt_tokens);
+  }
+  // The most of [begin, begin + count) that ends where a chunk may: at the end of a grain or of the
+  // prompt.
+  int64_t CutTokens(int64_t begin, int64_t count) const {
+    const int64_t end = begin + count;
+    if (kv.grain_tokens == 0 || end >= prompt_tokens) return count;
+    return std::max<int64_t>(0, end - end % kv.grain_tokens - begin);
   }
   // Logit rows of a step that computes tokens [begin, end).
   int64_t LogitRows(int64_t begin, int64_t end) const {

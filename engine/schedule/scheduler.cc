@@ -102,7 +102,11 @@ class Scheduler::Planner final {
       if (slot.sequence->decodes() != decodes) continue;
       const ScheduledSequence& s = *slot.sequence;
       const int64_t wanted = TokensWanted(s, s.launched_tokens(), s.left_tokens());
-      if (wanted == 0) continue;
+      if (wanted == 0) {
+        // Its next grain is more than others have left of the budgets: nobody may add to them.
+        starved_ = starved_ || (s.kv.grain_tokens > 0 && s.left_tokens() > 0);
+        continue;
+      }
       int64_t tokens = TokensThatFit(*slot.sequence, wanted);
       while (tokens == 0 && alive_ - 1 > i) {
         PreemptLast();
@@ -116,10 +120,8 @@ class Scheduler::Planner final {
   // Under the budgets of tokens and rows.
   int64_t TokensWanted(const ScheduledSequence& s, int64_t begin, int64_t left) const {
     const int64_t rows_end = std::max(begin, s.first_logits_position()) + rows_left_;
-    if (scheduler_.limits_.replays_output) {
-      left = std::min(left, std::max<int64_t>(1, s.prompt_tokens - begin));
-    }
-    return std::min({left, tokens_left_, rows_end - begin});
+    if (s.replays_output) left = std::min(left, std::max<int64_t>(1, s.prompt_tokens - begin));
+    return s.CutTokens(begin, std::min({left, tokens_left_, rows_end - begin}));
   }
 
   int64_t TokensThatFit(const ScheduledSequence& s, int64_t wanted) const {
@@ -130,7 +132,7 @@ class Scheduler::Planner final {
       const int64_t room = (held + ledger_.available(g)) * cache_.page_tokens();
       wanted = std::min(wanted, room - s.launched_tokens());
     }
-    return wanted;
+    return s.CutTokens(s.launched_tokens(), wanted);
   }
 
   void Reserve(Slot& slot, int64_t tokens) {
@@ -193,8 +195,7 @@ class Scheduler::Planner final {
       PlannedRun run{.sequence = head, .admit = true, .hit = {}};
       run.hit.pages.resize(static_cast<size_t>(cache_.groups()));
       if (head->reuse_prefix) {
-        int64_t limit = head->known_tokens() - 1;
-        if (scheduler_.limits_.replays_output) limit = std::min(limit, head->prompt_tokens);
+        const int64_t limit = std::min(head->known_tokens() - 1, head->shared_tokens_max);
         run.hit = cache_.Lookup(head->kv, head->tokens, limit);
       }
       if (!TryAdmit(run, alone, promised)) {
@@ -223,6 +224,7 @@ class Scheduler::Planner final {
       const int64_t fit = (held + ledger_.available(g)) * cache_.page_tokens() - run.hit.tokens;
       run.tokens = std::min(run.tokens, fit);
     }
+    run.tokens = s.CutTokens(run.hit.tokens, run.tokens);
     if (run.tokens <= 0) return false;
     for (int g = 0; g < cache_.groups(); ++g) {
       const auto held = static_cast<int64_t>(run.hit.pages[static_cast<size_t>(g)].size());
@@ -242,7 +244,7 @@ class Scheduler::Planner final {
   int64_t tokens_left_, rows_left_;
   std::vector<Slot> slots_;  // the running ones, by precedence; those from alive_ on are preempted
   size_t alive_ = 0;
-  bool starved_ = false;  // somebody running got no page
+  bool starved_ = false;  // somebody running got no page, or no grain
   StepPlan plan_;
 };
 

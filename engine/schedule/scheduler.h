@@ -3,7 +3,9 @@
 // Precedence: promoted ones by arrival, then by (priority, arrival). A step serves running decodes,
 // then prefill chunks, then admits from the head of the line, under a budget of tokens and rows.
 // Progress: a request that does not fit alone is refused at intake, and a running sequence may
-// preempt those behind it; so the first one always advances, and every step runs a token.
+// preempt those behind it; so the first one always advances, and every step runs a token. A prompt
+// that is cut at grains alone gets whole ones or nothing; while one gets nothing, nobody is
+// admitted, so that those who took the budget come to an end.
 // No starvation: nobody behind the head of the line is admitted before it, and after
 // kBypassMax admissions of later arrivals the oldest waiting one is promoted.
 // Plan costs O(running log running + admitted log waiting). Engine thread only.
@@ -24,9 +26,6 @@ struct SchedulerLimits final {
   int64_t step_tokens_max = 2048;
   int64_t running_max = 64;
   int64_t logit_rows_max = 0;  // of one step; 0: no limit
-  // Tokens behind the prompt are computed one a step, also when a preempted sequence computes them
-  // again, and only prompts are looked up in the cache: see EngineParts.
-  bool replays_output = false;
 };
 
 class Scheduler final {
@@ -48,11 +47,6 @@ class Scheduler final {
   StepPlan Plan(kvcache::Ledger ledger) const;
 
   bool running(ScheduledSequence& sequence) const;
-  // Of tokens [begin, begin + tokens), as planned: a decode row, not a chunk of a prompt.
-  bool RunsAsDecode(const ScheduledSequence& sequence, int64_t begin, int64_t tokens) const {
-    return sequence.decodes() ||
-           (limits_.replays_output && tokens == 1 && begin >= sequence.prompt_tokens);
-  }
   int64_t running_count() const { return static_cast<int64_t>(running_.size()); }
   int64_t waiting_count() const { return static_cast<int64_t>(waiting_.size()); }
   bool empty() const { return running_.empty() && waiting_.empty(); }

@@ -17,7 +17,8 @@ PageId PrefixIndex::Find(const Place& place) const {
   if (found == first_.end()) return kNoPage;
   for (PageId id = found->second; id != kNoPage; id = at(id).next) {
     const Node& node = at(id);
-    if (node.scope == place.scope && node.parent == place.parent &&
+    if (node.scope == place.scope && node.kv_fingerprint == place.kv_fingerprint &&
+        node.parent == place.parent &&
         std::equal(place.tokens.begin(), place.tokens.end(), TokensOf(id),
                    TokensOf(id) + page_tokens_)) {
       return id;
@@ -39,6 +40,7 @@ PageRef PrefixIndex::Publish(const Place& place, PageId page) {
   LACUNA_CHECK(!node.live);
   const auto [slot, added] = first_.try_emplace(place.hash, page);
   node = {.scope = place.scope,
+          .kv_fingerprint = place.kv_fingerprint,
           .hash = place.hash,
           .parent = place.parent,
           .next = added ? kNoPage : slot->second,

@@ -1,9 +1,10 @@
-// PrefixIndex: finds the published page that holds given tokens after a given prefix in a scope.
+// PrefixIndex: finds the published page that holds given tokens after a given prefix in a scope,
+// computed in a given way (sparse prefill makes other K and V of the same tokens).
 //
 // One index per PagePool. A published page is one node; its parent is the page before it, present
 // as long as the node is (a holder of a page holds all its parents, and PageTable gives pages back
 // deepest first, so the oldest cached page never has a child). The hash only finds candidates: a
-// hit has the same scope, the same parent and the same tokens, compared one by one.
+// hit has the same scope, fingerprint, parent and tokens, compared one by one.
 // Sizes are fixed at start. Engine thread only.
 #pragma once
 
@@ -24,6 +25,7 @@ class PrefixIndex final {
   // Where a page of tokens stands: what makes two pages equal, and its hash.
   struct Place final {
     CacheScope scope;
+    uint64_t kv_fingerprint = 0;  // of all but tokens before them that made K and V; 0: densely
     PageId parent = kNoPage;
     std::span<const TokenId> tokens;  // exactly page_tokens
     uint64_t hash = 0;                // HashPage of the above
@@ -48,6 +50,7 @@ class PrefixIndex final {
  private:
   struct Node {
     CacheScope scope;
+    uint64_t kv_fingerprint = 0;
     uint64_t hash = 0;
     PageId parent = kNoPage;
     PageId next = kNoPage;  // with the same hash

@@ -47,6 +47,9 @@ inline TestEngine MakeTestEngine(FakeRunner::Shape shape, EngineConfig config, c
   parts.prefix_cache = prefix_cache;
   parts.eos = std::move(eos);
   parts.clock = &clock;
+  parts.sparse_ops = true;
+  parts.plans = shape.plans;
+  parts.prefill_grain_tokens = &FakeRunner::Shape::GrainTokens;
   auto engine = Engine::Create(config, std::move(parts));
   LACUNA_CHECK(engine.ok());
   out.engine = std::move(*engine);

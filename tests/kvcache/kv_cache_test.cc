@@ -95,6 +95,78 @@ TEST(KvCacheTest, PrefixesAreFoundPageByPageInTheirScopeOnly) {
   EXPECT_EQ(cache->counts(0).cached, 3);
 }
 
+TEST(KvCacheTest, PagesComputedInAnotherWayAreNotFound) {
+  auto cache = MakeCache({KvGroup{}}, {12});
+  const std::vector<TokenId> tokens = Tokens(14);
+  std::vector<SequenceKv> sequences;
+  for (const uint64_t fingerprint : {0, 7, 8}) {
+    SequenceKv kv = cache->MakeSequence(CacheScope{1}, fingerprint);
+    EXPECT_EQ(cache->Lookup(kv, tokens, 14).tokens, 0) << fingerprint;
+    ASSERT_TRUE(cache->Commit({}, std::vector<PageClaim>{{&kv, nullptr, 14}}).ok());
+    cache->Advance(kv, tokens, 14);
+    sequences.push_back(std::move(kv));
+  }
+  EXPECT_EQ(cache->counts(0).used, 12);  // none is shared
+  const SequenceKv* live[] = {&sequences[0], &sequences[1], &sequences[2]};
+  EXPECT_TRUE(cache->CheckInvariants(live).ok());
+  SequenceKv again = cache->MakeSequence(CacheScope{1}, 7);
+  const PrefixHit hit = cache->Lookup(again, tokens, 14);
+  ASSERT_EQ(hit.tokens, 12);
+  EXPECT_EQ(hit.pages[0][0], sequences[1].tables[0].page(0));
+  for (SequenceKv& kv : sequences) cache->Release(kv);
+}
+
+// The hash only finds candidates: an equal one does not make pages equal.
+TEST(PrefixFingerprintTest, AnEqualHashDoesNotReachAnotherFingerprint) {
+  PagePool pool(2);
+  PrefixIndex index(pool, 2);
+  const std::vector<TokenId> tokens = {1, 2};
+  PageRef page = pool.Take();
+  const PrefixIndex::Place dense{CacheScope{1}, 0, PrefixIndex::kNoPage, tokens, 42};
+  PrefixIndex::Place sparse = dense;
+  sparse.kv_fingerprint = 9;
+  EXPECT_FALSE(index.Publish(dense, page.id()));
+  EXPECT_EQ(index.Find(dense), page.id());
+  EXPECT_EQ(index.Find(sparse), PrefixIndex::kNoPage);
+}
+
+TEST(KvCacheTest, GrainsAreSharedWholeOrNotAtAll) {
+  auto cache = MakeCache({KvGroup{}}, {24});
+  const std::vector<TokenId> tokens = Tokens(30);
+  const auto make = [&] { return cache->MakeSequence(CacheScope{1}, 5, 12); };
+  SequenceKv first = make();
+  ASSERT_TRUE(cache->Commit({}, std::vector<PageClaim>{{&first, nullptr, 30}}).ok());
+  cache->Advance(first, tokens, 30);
+  EXPECT_EQ(first.published_pages, 6);  // the last grain is not whole
+  SequenceKv same = make();
+  const PrefixHit hit = cache->Lookup(same, tokens, 29);
+  EXPECT_EQ(hit.tokens, 24);
+  EXPECT_EQ(hit.pages[0].size(), 6u);
+  EXPECT_EQ(cache->Lookup(same, tokens, 23).tokens, 12);
+  EXPECT_EQ(cache->Lookup(same, tokens, 11).tokens, 0);
+
+  // Two of the three pages of the second grain are equal, and were computed beside another third.
+  std::vector<TokenId> other = tokens;
+  other[22] += 1;
+  SequenceKv second = make();
+  const PrefixHit part = cache->Lookup(second, other, 29);
+  EXPECT_EQ(part.tokens, 12);
+  ASSERT_TRUE(cache->Commit({}, std::vector<PageClaim>{{&second, &part, 30}}).ok());
+  cache->Advance(second, other, 30);
+  EXPECT_EQ(second.published_pages, 6);
+  EXPECT_EQ(second.tables[0].page(2), first.tables[0].page(2));
+  for (int64_t page = 3; page < 6; ++page) {
+    EXPECT_NE(second.tables[0].page(page), first.tables[0].page(page)) << page;
+  }
+  const SequenceKv* live[] = {&first, &second};
+  EXPECT_TRUE(cache->CheckInvariants(live).ok());
+  cache->Release(first);
+  SequenceKv again = make();
+  EXPECT_EQ(cache->Lookup(again, other, 29).pages[0][3], second.tables[0].page(3));
+  cache->Release(second);
+  EXPECT_EQ(cache->counts(0).cached, 9);
+}
+
 TEST(KvCacheTest, PagesBehindThePublishedEndStayPrivate) {
   auto cache = MakeCache({KvGroup{}}, {8});
   const std::vector<TokenId> tokens = Tokens(14);

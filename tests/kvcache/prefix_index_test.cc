@@ -18,11 +18,11 @@ struct PrefixIndexTest : ::testing::Test {
   PageId Cache(uint64_t scope, PageId parent, std::vector<TokenId> tokens, uint64_t hash) {
     PageRef page = pool.Take();
     const PageId id = page.id();
-    PageRef equal = index.Publish({CacheScope{scope}, parent, tokens, hash}, id);
+    PageRef equal = index.Publish({CacheScope{scope}, 0, parent, tokens, hash}, id);
     return equal ? equal.id() : id;
   }
   PageId Find(uint64_t scope, PageId parent, std::vector<TokenId> tokens, uint64_t hash) {
-    return index.Find({CacheScope{scope}, parent, tokens, hash});
+    return index.Find({CacheScope{scope}, 0, parent, tokens, hash});
   }
   void TearDown() override {
     EXPECT_TRUE(index.CheckInvariants().ok()) << index.CheckInvariants().ToString();
@@ -52,7 +52,7 @@ TEST_F(PrefixIndexTest, EqualHashesDoNotHit) {
 TEST_F(PrefixIndexTest, AnEqualPageIsSharedInsteadOfPublishedTwice) {
   PageRef first = pool.Take(), second = pool.Take();
   const std::vector<TokenId> tokens = {5, 6};
-  const PrefixIndex::Place place{CacheScope{1}, kNone, tokens, 7};
+  const PrefixIndex::Place place{CacheScope{1}, 0, kNone, tokens, 7};
   EXPECT_FALSE(index.Publish(place, first.id()));
   const PageRef shared = index.Publish(place, second.id());
   EXPECT_EQ(shared.id(), first.id());
@@ -67,7 +67,7 @@ TEST_F(PrefixIndexTest, EvictsLeavesBeforeParents) {
   for (TokenId i = 0; i < 3; ++i) {
     chain.push_back(pool.Take());
     const std::vector<TokenId> tokens = {i, i};
-    EXPECT_FALSE(index.Publish({CacheScope{1}, parent, tokens, static_cast<uint64_t>(i)},
+    EXPECT_FALSE(index.Publish({CacheScope{1}, 0, parent, tokens, static_cast<uint64_t>(i)},
                                chain.back().id()));
     parent = chain.back().id();
   }

@@ -114,33 +114,98 @@ TEST(SchedulerTest, AdmitsByPriorityThenArrivalUnderBothLimits) {
 }
 
 TEST(SchedulerTest, OutputIsReplayedOneTokenAStep) {
-  Yard yard({.step_tokens_max = 8, .running_max = 4, .replays_output = true}, 64);
+  Yard yard({.step_tokens_max = 8, .running_max = 4}, 64);
   ScheduledSequence& s = yard.Add(13);
+  s.replays_output = true;
   s.prompt_tokens = 10;  // and three that were generated before it was preempted
   EXPECT_EQ(yard.Step(), "1:8+");
-  EXPECT_FALSE(yard.scheduler().RunsAsDecode(s, 9, 1));  // a token of the prompt
+  EXPECT_FALSE(s.RunsAsDecode(9, 1));  // a token of the prompt
   EXPECT_EQ(yard.Step(), "1:2");
   for (int i = 0; i < 3; ++i) {
     const StepPlan plan = yard.Plan();
     ASSERT_EQ(plan.runs.size(), 1u);
-    EXPECT_TRUE(yard.scheduler().RunsAsDecode(s, s.launched_tokens(), plan.runs[0].tokens));
+    EXPECT_TRUE(s.RunsAsDecode(s.launched_tokens(), plan.runs[0].tokens));
     EXPECT_EQ(yard.Step(), "1:1");
   }
   EXPECT_EQ(s.known_tokens(), 14);  // the replay has ended: it goes on
 }
 
-TEST(SchedulerTest, ReplayedOutputFindsOnlyPrompts) {
-  for (const bool replays : {false, true}) {
-    Yard yard({.step_tokens_max = 64, .running_max = 4, .replays_output = replays}, 64);
+TEST(SchedulerTest, NothingBehindTheSharedTokensIsLookedUp) {
+  for (const bool shares_all : {true, false}) {
+    Yard yard({.step_tokens_max = 64, .running_max = 4}, 64);
     ScheduledSequence& first = yard.Add(13);
     yard.Step();
     ScheduledSequence& second = yard.Add(13);
     second.tokens = first.tokens;
-    second.prompt_tokens = 6;  // pages hold four tokens
+    if (!shares_all) second.shared_tokens_max = 6;  // pages hold four tokens
     const StepPlan plan = yard.Plan();
     ASSERT_EQ(plan.runs.size(), 2u);
-    EXPECT_EQ(plan.runs[1].hit.tokens, replays ? 4 : 12);
+    EXPECT_EQ(plan.runs[1].hit.tokens, shares_all ? 12 : 4);
   }
+}
+
+TEST(SchedulerTest, AGrainIsComputedWholeOrNotAtAll) {
+  Yard yard({.step_tokens_max = 20, .running_max = 8}, 64);
+  ScheduledSequence& s = yard.Add(42);
+  s.kv.grain_tokens = 8;
+  EXPECT_EQ(yard.Step(), "1:16+");
+  for (int i = 0; i < 3; ++i) yard.Add(4);
+  EXPECT_EQ(yard.Step(), "1:16 2:4+");           // the rest of the budget is another's
+  EXPECT_EQ(yard.Step(), "2:1 1:10 3:4+ 4:4+");  // to its end
+}
+
+TEST(SchedulerTest, WhoWaitsForAGrainLetsNobodyIn) {
+  Yard yard({.step_tokens_max = 9, .running_max = 8}, 64);
+  ScheduledSequence& first = yard.Add(3, 1);
+  ScheduledSequence& second = yard.Add(3, 1);
+  EXPECT_EQ(yard.Step(), "1:3+ 2:3+");
+  ScheduledSequence& s = yard.Add(20);
+  s.kv.grain_tokens = 8;
+  yard.Add(2, 1);
+  EXPECT_EQ(yard.Step(), "1:1 2:1");  // the head of the line needs eight, seven are left
+  yard.Retire(first);
+  EXPECT_EQ(yard.Step(), "2:1 3:8+");
+  ScheduledSequence& late = yard.Add(1, -1);
+  yard.Retire(second);
+  EXPECT_EQ(yard.Step(), "3:8 5:1+");
+  EXPECT_EQ(yard.Step(), "5:1 3:4 4:2+");
+  yard.Retire(late);
+  EXPECT_EQ(s.known_tokens(), 21);
+}
+
+TEST(SchedulerTest, ARunningOneWithoutItsGrainLetsNobodyIn) {
+  Yard yard({.step_tokens_max = 8, .running_max = 8}, 64);
+  ScheduledSequence& talker = yard.Add(4);
+  ScheduledSequence& s = yard.Add(36);
+  s.kv.grain_tokens = 4;
+  EXPECT_EQ(yard.Step(), "1:4+ 2:4+");
+  s.kv.grain_tokens = 12;  // so that its next grain is the whole budget
+  yard.Add(1);
+  EXPECT_EQ(yard.Step(), "1:1");
+  EXPECT_EQ(yard.Step(), "1:1");
+  yard.Retire(talker);
+  EXPECT_EQ(yard.Step(), "2:8");
+}
+
+TEST(SchedulerTest, HitsOfGrainsAreWholeGrains) {
+  Yard yard({.step_tokens_max = 64, .running_max = 4}, 64);
+  ScheduledSequence& first = yard.Add(30);
+  first.kv.grain_tokens = 8;
+  yard.Step();
+  ScheduledSequence& second = yard.Add(30);
+  second.tokens.assign(first.tokens.begin(), first.tokens.begin() + 30);
+  second.kv.grain_tokens = 8;
+  const StepPlan plan = yard.Plan();
+  ASSERT_EQ(plan.runs.size(), 2u);
+  EXPECT_EQ(plan.runs[1].hit.tokens, 24);
+  EXPECT_EQ(plan.runs[1].tokens, 6);
+}
+
+TEST(SchedulerTest, AGrainShrinksToNothingWherePagesLackForIt) {
+  Yard yard({.step_tokens_max = 100, .running_max = 8}, 6);
+  ScheduledSequence& s = yard.Add(36);  // the engine refuses it: nine pages
+  s.kv.grain_tokens = 16;
+  EXPECT_EQ(yard.Step(), "1:16+");  // of the 24 tokens that fit
 }
 
 TEST(SchedulerTest, APlanChangesNothing) {

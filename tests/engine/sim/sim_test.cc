@@ -1,17 +1,20 @@
 // The simulator: the real engine, scheduler and KV cache under random arrivals, cancels, deadlines,
 // slow readers and tiny pools, on a clock that the test owns. After every step the invariants hold;
 // at the end every accepted request has exactly one terminal event, its tokens are those of the
-// model without any engine, and no page is in use. A failing seed is printed.
+// model without any engine (with a plan: those of the request alone in an engine with room for
+// all), and no page is in use. A failing seed is printed.
 //
 // LACUNA_SIM_SEED runs one seed, LACUNA_SIM_STEPS changes the number of steps of all seeds.
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cstdlib>
+#include <numeric>
 #include <random>
 #include <string>
 
 #include "tests/engine/engine_fixture.h"
+#include "tests/engine/fake_plans.h"
 
 namespace lacuna::engine {
 namespace {
@@ -33,7 +36,7 @@ struct World {
   EngineConfig config;
   bool prefix_cache = true;
   int arrival_percent = 0, cancel_percent = 0, deadline_percent = 0, slow_percent = 0;
-  int penalty_percent = 0;
+  int penalty_percent = 0, sparse_percent = 0;
   int64_t priorities = 1, scopes = 1, families = 1;
 };
 
@@ -64,6 +67,10 @@ World MakeWorld(Random& random) {
   world.deadline_percent = static_cast<int>(random.In(0, 30));
   world.slow_percent = static_cast<int>(random.In(0, 30));
   world.penalty_percent = random.Chance(30) ? 20 : 0;
+  if (random.Chance(60)) {
+    world.sparse_percent = static_cast<int>(random.In(20, 100));
+    world.shape.plans = AllFakePlans(static_cast<int32_t>(random.In(1, 12)));
+  }
   world.priorities = random.In(1, 4);
   world.scopes = random.In(1, 3);
   world.families = random.In(1, 4);
@@ -75,6 +82,7 @@ struct Client {
   Request request;
   int64_t submitted_step = 0;
   bool slow = false, cancelled = false, gone = false;
+  bool sparse() const { return request.sparse.plan != nullptr; }
   Heard heard{};
 };
 
@@ -105,6 +113,8 @@ class Simulation final {
   const EngineStats& stats() const { return test_.engine->stats(); }
   const FakeRunner& runner() const { return *test_.runner; }
   int64_t latency_max() const { return latency_max_; }
+  // Finished requests with a plan that were preempted, that hit, whose budget grew.
+  int64_t sparse_preempted = 0, sparse_hit = 0, sparse_widened = 0, sparse_finished = 0;
 
  private:
   void Arrive() {
@@ -116,7 +126,9 @@ class Simulation final {
       request.sampling.ignore_eos = random_.Chance(60);
       // Too weak to change a choice, but it must be known before the next one.
       if (random_.Chance(world_.penalty_percent)) request.sampling.frequency_penalty = 1e-6;
-      if (random_.Chance(10)) {
+      if (random_.Chance(world_.sparse_percent)) {
+        AddPlan(request);
+      } else if (random_.Chance(10)) {
         request.prompt_logprobs = static_cast<int32_t>(random_.In(0, 2));
         request.sampling.max_tokens -= random_.Chance(20) ? request.sampling.max_tokens : 0;
       }
@@ -125,6 +137,14 @@ class Simulation final {
       }
       Submit(std::move(request));
     }
+  }
+
+  void AddPlan(Request& request) {
+    const auto plans = static_cast<int64_t>(world_.shape.plans.size());
+    request.sparse.plan = world_.shape.plans[static_cast<size_t>(random_.In(0, plans - 1))];
+    if (random_.Chance(50)) return;
+    request.sparse.audit_fraction = static_cast<double>(random_.In(1, 100)) / 100;
+    request.sparse.mass_floor = static_cast<double>(random_.In(0, 60)) / 100;
   }
 
   // Prompts of one family share a random part of their beginning.
@@ -147,6 +167,10 @@ class Simulation final {
       ++refused_;
       const auto tokens = static_cast<int64_t>(request.prompt.size());
       const bool too_long = tokens + 1 > test_.engine->context_tokens_max();
+      if (!too_long && stream.status().code() == StatusCode::kInvalidArgument) {
+        EXPECT_TRUE(LacksRoomForAGrain(request)) << stream.status().ToString();
+        return;
+      }
       EXPECT_EQ(stream.status().code(), too_long ? StatusCode::kTooLong : StatusCode::kExhausted);
       return;
     }
@@ -154,6 +178,19 @@ class Simulation final {
                         .request = std::move(request),
                         .submitted_step = step_,
                         .slow = random_.Chance(world_.slow_percent)});
+  }
+
+  bool LacksRoomForAGrain(const Request& request) const {
+    if (request.sparse.plan == nullptr || !request.sparse.plan->sparse_prefill) return false;
+    const int64_t grain = std::min(
+        std::lcm(FakeRunner::Shape::GrainTokens(*request.sparse.plan), world_.shape.page_tokens),
+        static_cast<int64_t>(request.prompt.size()));
+    // A window needs its own pages and those of a grain.
+    const bool window = !world_.shape.groups.back().full();
+    const int64_t pages = window ? world_.shape.group_pages.back() : 1 << 20;
+    return world_.config.step_tokens_max < grain ||
+           pages <
+               (world_.shape.groups.back().window_tokens + grain) / world_.shape.page_tokens + 4;
   }
 
   void CancelSome() {
@@ -230,8 +267,9 @@ class Simulation final {
     EXPECT_EQ(heard.after_terminal, 0);
     EXPECT_FALSE(client.stream.Poll());
     const std::vector<TokenId> reference =
-        Reference(world_.shape, client.request.prompt, static_cast<int64_t>(heard.tokens.size()));
-    EXPECT_EQ(heard.tokens, reference) << "request " << client.stream.id().value;
+        Expected(client, static_cast<int64_t>(heard.tokens.size()));
+    EXPECT_EQ(heard.tokens, reference) << "request " << client.stream.id().value << Shown(client);
+    if (client.sparse() && heard.finished) CountRoads(client);
     if (heard.failed) {
       const StatusCode code = heard.failed->status.code();
       EXPECT_TRUE((code == StatusCode::kDeadline && client.request.deadline) ||
@@ -240,6 +278,53 @@ class Simulation final {
     } else if (heard.finished) {
       CheckFinish(client);
     }
+  }
+
+  // The next `count` tokens.
+  std::vector<TokenId> Expected(const Client& client, int64_t count) const {
+    if (!client.sparse()) return Reference(world_.shape, client.request.prompt, count);
+    if (count == 0) return {};
+    FakeRunner::Shape shape = world_.shape;
+    shape.asynchronous = false;
+    shape.logit_rows_max = 0;
+    shape.group_pages.assign(shape.groups.size(), 200);
+    const ManualClock clock;
+    TestEngine alone = MakeTestEngine(shape, {.step_tokens_max = 256}, clock, {}, false);
+    Request request = client.request;
+    request.deadline.reset();
+    request.sampling.ignore_eos = true;
+    request.sampling.max_tokens = static_cast<int32_t>(count);
+    auto stream = alone.engine->Submit(std::move(request));
+    EXPECT_TRUE(stream.ok()) << stream.status().ToString();
+    if (!stream.ok()) return {};
+    Heard heard;
+    while (alone.engine->StepOnce()) heard.Drain(*stream);
+    heard.Drain(*stream);
+    EXPECT_TRUE(alone.runner->faults.empty()) << alone.runner->faults.front();
+    return heard.tokens;
+  }
+
+  static std::string Shown(const Client& client) {
+    if (!client.sparse()) return "";
+    std::string text = ", profile " + client.request.sparse.plan->name;
+    if (!client.heard.finished) return text;
+    const Usage& usage = client.heard.finished->usage;
+    return text + ", " + std::to_string(usage.preemptions) + " preemptions, " +
+           std::to_string(usage.prompt_tokens) + " prompt tokens of them cached " +
+           std::to_string(usage.cached_tokens) + ", widened " +
+           std::to_string(usage.sparse.budget_widened);
+  }
+
+  void CountRoads(const Client& client) {
+    const Usage& usage = client.heard.finished->usage;
+    ++sparse_finished;
+    sparse_preempted += usage.preemptions > 0;
+    sparse_hit += usage.cached_tokens > 0;
+    sparse_widened += usage.sparse.budget_widened > 0;
+    EXPECT_LE(usage.sparse.pages_selected, usage.sparse.pages_considered);
+    if (client.heard.finished->reason != FinishReason::kLength) return;
+    // Each token but the last was computed; those computed again count once.
+    EXPECT_EQ(usage.sparse.dense_steps + usage.sparse.sparse_steps, usage.completion_tokens - 1);
   }
 
   void CheckFinish(const Client& client) {
@@ -256,7 +341,7 @@ class Simulation final {
         break;
       case FinishReason::kStop: {
         EXPECT_FALSE(client.request.sampling.ignore_eos);
-        EXPECT_EQ(Reference(world_.shape, client.request.prompt, sent + 1).back(), 3);
+        EXPECT_EQ(Expected(client, sent + 1).back(), 3);
         break;
       }
       case FinishReason::kCancelled:
@@ -307,6 +392,7 @@ TEST(SimTest, RandomWorldsKeepEveryPromise) {
   const int64_t steps_wanted = FromEnvironment("LACUNA_SIM_STEPS", 200'000);
   const int64_t only_seed = FromEnvironment("LACUNA_SIM_SEED", -1);
   int64_t steps = 0, seeds = 0, latency_max = 0, mixed = 0, ahead = 0, pending = 0;
+  int64_t sparse[4] = {}, kept = 0, audited = 0, sparse_chunks = 0;
   uint64_t preemptions = 0, hits = 0, evicted = 0, cancelled = 0, failed = 0, finished = 0;
   for (uint64_t seed = 1; steps < steps_wanted; ++seed) {
     if (only_seed >= 0) seed = static_cast<uint64_t>(only_seed);
@@ -321,6 +407,12 @@ TEST(SimTest, RandomWorldsKeepEveryPromise) {
     mixed += simulation.runner().mixed_steps;
     ahead += simulation.runner().launched_ahead;
     pending += simulation.runner().pending_tokens_run;
+    const int64_t roads[4] = {simulation.sparse_finished, simulation.sparse_preempted,
+                              simulation.sparse_hit, simulation.sparse_widened};
+    for (size_t i = 0; i < 4; ++i) sparse[i] += roads[i];
+    kept += simulation.runner().kept_rows;
+    audited += simulation.runner().audited_rows;
+    sparse_chunks += simulation.runner().sparse_chunks;
     preemptions += stats.preemptions;
     hits += stats.prefix_hit_tokens;
     evicted += stats.evicted_pages;
@@ -339,6 +431,17 @@ TEST(SimTest, RandomWorldsKeepEveryPromise) {
       static_cast<unsigned long long>(hits), static_cast<unsigned long long>(evicted),
       static_cast<long long>(mixed), static_cast<long long>(ahead), static_cast<long long>(pending),
       static_cast<long long>(latency_max));
+  std::printf(
+      "with plans: %lld finished, of them %lld preempted, %lld with hits, %lld widened; %lld rows "
+      "under a kept choice, %lld audited, %lld sparse chunks\n",
+      static_cast<long long>(sparse[0]), static_cast<long long>(sparse[1]),
+      static_cast<long long>(sparse[2]), static_cast<long long>(sparse[3]),
+      static_cast<long long>(kept), static_cast<long long>(audited),
+      static_cast<long long>(sparse_chunks));
+  for (const int64_t count : sparse) EXPECT_GT(count, 100);
+  EXPECT_GT(kept, 1000);
+  EXPECT_GT(audited, 1000);
+  EXPECT_GT(sparse_chunks, 1000);
   // The roads that the promises are about were taken.
   EXPECT_GT(preemptions, 100u);
   EXPECT_GT(hits, 1000u);
