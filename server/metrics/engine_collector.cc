@@ -1,6 +1,7 @@
 #include "server/metrics/engine_collector.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 namespace lacuna::server {
@@ -75,6 +76,36 @@ MetricFamily Pages(const std::vector<engine::PageCounts>& pages) {
   return family;
 }
 
+// What sparse attention read, and what its audits saw.
+std::vector<MetricFamily> Sparse(const engine::SparseStats& stats) {
+  std::vector<MetricFamily> out;
+  const auto add = [&out](MetricId id, const std::atomic<uint64_t>& counter) {
+    out.push_back(OneValue(id, Value(counter), {}));
+  };
+  MetricFamily steps = Family(MetricId::kSparseDecodeSteps);
+  AddSample(steps, Value(stats.dense_steps), {{"kind", "dense"}});
+  AddSample(steps, Value(stats.sparse_steps), {{"kind", "sparse"}});
+  out.push_back(std::move(steps));
+  add(MetricId::kSparsePagesConsidered, stats.pages_considered);
+  add(MetricId::kSparsePagesSelected, stats.pages_selected);
+  add(MetricId::kSparsePrefillBlocksConsidered, stats.prefill_blocks_considered);
+  add(MetricId::kSparsePrefillBlocksSelected, stats.prefill_blocks_selected);
+  add(MetricId::kSparseAuditedSteps, stats.audited_steps);
+  add(MetricId::kSparseBudgetsWidened, stats.budgets_widened);
+  MetricFamily audits = Family(MetricId::kSparseAudits);
+  MetricFamily mass = Family(MetricId::kSparseCapturedMass);
+  MetricFamily error = Family(MetricId::kSparseOutputError);
+  constexpr const char* kGroups[engine::SparseStats::kLayerGroups] = {"first", "middle", "last"};
+  for (size_t group = 0; group < std::size(kGroups); ++group) {
+    const Labels labels = {{"layer_group", kGroups[group]}};
+    AddSample(audits, Value(stats.group_audits[group]), labels);
+    AddSample(mass, stats.captured_mass[group].load(std::memory_order_relaxed), labels);
+    AddSample(error, stats.output_error[group].load(std::memory_order_relaxed), labels);
+  }
+  for (MetricFamily* family : {&audits, &mass, &error}) out.push_back(std::move(*family));
+  return out;
+}
+
 double FullestPool(const std::vector<engine::PageCounts>& pages) {
   double usage = 0.0;
   for (const engine::PageCounts& counts : pages) {
@@ -127,6 +158,7 @@ std::vector<MetricFamily> CollectEngine(const EngineReading& reading,
   add(MetricId::kRejected, Value(stats.rejected), {});
   add(MetricId::kEvictedPages, Value(stats.evicted_pages), {});
   out.push_back(Pages(reading.pages));
+  std::ranges::move(Sparse(stats.sparse), std::back_inserter(out));
   out.push_back(Latencies(MetricId::kPlanSeconds, stats.plan_seconds));
   out.push_back(Latencies(MetricId::kStepSeconds, stats.step_seconds));
   out.push_back(Latencies(MetricId::kGapSeconds, stats.gap_seconds));

@@ -36,7 +36,7 @@ TEST_F(MetricsTest, TableIsWhatIsServedFromTheFirstScrapeOn) {
 }
 
 TEST_F(MetricsTest, Values) {
-  engine::Usage usage{.prompt_tokens = 7, .cached_tokens = 0, .completion_tokens = 3};
+  engine::Usage usage{.prompt_tokens = 7, .cached_tokens = 0, .completion_tokens = 3, .sparse = {}};
   const TimePoint start{};
   const engine::Timing timing{start, start, start + std::chrono::seconds(1),
                               start + std::chrono::seconds(3)};
@@ -51,6 +51,26 @@ TEST_F(MetricsTest, Values) {
   has("vllm:request_time_per_output_token_seconds_sum{engine=\"0\",model_name=\"tiny\"} 1");
   has("lacuna_kv_pages{group=\"0\",state=\"cached\"} 10");
   has("vllm:kv_cache_usage_perc{model_name=\"tiny\",engine=\"0\"} 0.3");
+}
+
+TEST_F(MetricsTest, WhatSparseAttentionReadAndMissed) {
+  stats_.sparse.sparse_steps = 3;
+  stats_.sparse.pages_considered = 100;
+  stats_.sparse.pages_selected = 9;
+  stats_.sparse.group_audits[2] = 2;
+  stats_.sparse.captured_mass[2] = 1.75;
+  stats_.sparse.budgets_widened = 1;
+  const std::string text = metrics_.Scrape();
+  for (const char* line :
+       {"lacuna_sparse_decode_steps_total{kind=\"sparse\"} 3",
+        "lacuna_sparse_decode_steps_total{kind=\"dense\"} 0",
+        "lacuna_sparse_pages_considered_total 100", "lacuna_sparse_pages_selected_total 9",
+        "lacuna_sparse_audits_total{layer_group=\"last\"} 2",
+        "lacuna_sparse_captured_mass_sum_total{layer_group=\"last\"} 1.75",
+        "lacuna_sparse_output_error_sum_total{layer_group=\"first\"} 0",
+        "lacuna_sparse_budgets_widened_total 1"}) {
+    EXPECT_NE(text.find(line), std::string::npos) << line;
+  }
 }
 
 TEST_F(MetricsTest, SeriesDoNotGrowWithRequests) {

@@ -2,8 +2,11 @@
 // what is accepted keeps the bounds that the engine relies on.
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <nlohmann/json.hpp>
+#include <string>
 #include <string_view>
+#include <utility>
 
 #include "kernels/core/check.h"
 #include "server/api/chat_request.h"
@@ -31,6 +34,35 @@ void CheckFields(const GenerationFields& fields, const ApiLimits& limits) {
   LACUNA_CHECK(!fields.max_tokens || *fields.max_tokens >= 0);
 }
 
+const SparseService& Sparse() {
+  static const std::unique_ptr<SparseService> kService = [] {
+    const auto set = lacuna::kvcache::ProfileSet::Load(lacuna::kvcache::ShippedProfiles()).set;
+    SparseService::Model model;
+    model.shape = {.layers = 6,
+                   .q_heads = 8,
+                   .kv_heads = 2,
+                   .head_dim = 64,
+                   .page_tokens = 64,
+                   .layer_window_tokens = {}};
+    model.has_sparse_ops = true;
+    return std::move(*SparseService::Create({}, set, std::move(model)));
+  }();
+  return *kService;
+}
+
+// A plan for a named profile, none for dense, or a refusal in one line.
+void CheckSparse(const GenerationFields& fields) {
+  const auto grant = GrantSparse(&Sparse(), fields.sparse);
+  if (!grant.ok()) {
+    LACUNA_CHECK(grant.error().message.find('\n') == std::string::npos);
+    return;
+  }
+  const auto& options = grant.value().options;
+  LACUNA_CHECK((options.plan == nullptr) == (grant.value().profile == kDenseProfile));
+  LACUNA_CHECK(options.audit_fraction >= 0 && options.audit_fraction <= 1);
+  LACUNA_CHECK(options.mass_floor >= 0 && options.mass_floor <= 1);
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
@@ -42,7 +74,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     return 0;
   }
   auto chat = ParseChatRequest(*body, limits, kBounds);
-  if (chat.ok()) CheckFields(chat->fields, limits);
+  if (chat.ok()) {
+    CheckFields(chat->fields, limits);
+    CheckSparse(chat->fields);
+  }
   auto completion = ParseCompletionRequest(*body, limits, kBounds);
   if (completion.ok()) {
     CheckFields(completion->fields, limits);
