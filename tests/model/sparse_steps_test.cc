@@ -44,8 +44,8 @@ TEST_P(SparseSteps, RowsOfAMixedBatchAreThoseOfEachAlone) {
     alone.push_back(Generate({&one})[0]);
     if (SomethingDiffers(alone.back(), Generate({&dense})[0])) ++sparse;
   }
-  // Otherwise nothing here is sparse.
-  EXPECT_GE(sparse, static_cast<int>(plans.size()) - 4);
+  // Otherwise nothing here is sparse; in a model of few layers some profiles have none.
+  EXPECT_GE(sparse, static_cast<int>(plans.size()) * 2 / 3);
   std::mt19937 random(7);
   std::vector<size_t> order(sequences.size());
   for (size_t i = 0; i < order.size(); ++i) order[i] = i;
@@ -169,25 +169,27 @@ TEST_P(SparseSteps, PromptsMayBeCutAtTheirGrain) {
   Make(plans);
   for (const PlanPtr& plan : plans) {
     const auto grain = static_cast<size_t>(kvcache::PrefillGrainTokens(*plan));
-    if (grain > 1024) continue;
+    const size_t cut = grain == 1 ? 133 : grain, end = cut + 126;
+    if (end > static_cast<size_t>(model_->info().context_tokens_max)) continue;
     SCOPED_TRACE(plan->name);
-    TestSequence whole = Sparse(MakeSequence(1100, 11, 0), plan);
-    const std::vector<float> expected = Run({Step(whole, 0, 1100, 1090)});
-    TestSequence parts = Sparse(MakeSequence(1100, 11, 300), plan);
-    const size_t cut = grain == 1 ? 333 : grain;
+    TestSequence whole = Sparse(MakeSequence(end, 11, 0), plan);
+    const auto logits_from = static_cast<int32_t>(end) - 10;
+    const std::vector<float> expected = Run({Step(whole, 0, end, logits_from)});
+    TestSequence parts = Sparse(MakeSequence(end, 11, 300), plan);
     Run({Step(parts, 0, cut, -1)});
-    ExpectEqualBits(Run({Step(parts, cut, 1100, 1090 - static_cast<int32_t>(cut))}), expected);
+    ExpectEqualBits(Run({Step(parts, cut, end, logits_from - static_cast<int32_t>(cut))}),
+                    expected);
   }
 }
 
 TEST_P(SparseSteps, ALargerBudgetReadsMore) {
   const PlanPtr plan = Resolve(ChangedProfile("quest", Dials::kTight));
   Make({plan});
-  TestSequence one = Sparse(MakeSequence(600, 12, 0), plan);
-  Run({Step(one, 0, 599, -1)});
+  TestSequence one = Sparse(MakeSequence(500, 12, 0), plan);
+  Run({Step(one, 0, 499, -1)});
   const auto selected = [&](float scale) {
     one.budget_scale = scale;
-    return RunForReports({Step(one, 599, 600, 0, /*decode=*/true)})[0].keys.keys_selected;
+    return RunForReports({Step(one, 499, 500, 0, /*decode=*/true)})[0].keys.keys_selected;
   };
   const int64_t usual = selected(1.0f);
   EXPECT_GT(selected(1.5f), usual);
@@ -214,7 +216,7 @@ TEST_P(SparseSteps, PlansThatNobodyProvidedForAreErrors) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, SparseSteps,
-                         testing::Values(SparseCase{"recall-12m", 64}, SparseCase{"recall-12m", 16},
+                         testing::Values(SparseCase{"recall-12m", 64}, SparseCase{"llama", 16},
                                          SparseCase{"gemma2", 16}),
                          [](const auto& test) {
                            std::string name = test.param.model;
