@@ -163,6 +163,9 @@ Result<Assembly> Assemble(std::unique_ptr<kernels::Backend> backend, const Model
   parts.eos = info.eos;
   parts.logit_rows_max = limits.logit_rows_max;
   parts.replays_output = options.engine.deterministic && !assembly.backend->decode_equals_prefill();
+  parts.sparse_ops = assembly.backend->has_sparse_ops();
+  parts.plans = options.plans;
+  parts.residency = options.residency;
   parts.clock = &clock;
   LACUNA_ASSIGN_OR_RETURN(assembly.engine, Engine::Create(options.engine, std::move(parts)));
   return assembly;

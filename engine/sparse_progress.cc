@@ -71,14 +71,15 @@ void SparseProgress::Land(int64_t output, const SparseReport& report, EngineStat
   sums_.prefill_blocks_considered += report.blocks.blocks_considered;
   sums_.prefill_blocks_selected += report.blocks.blocks_selected;
   if (output < 0) return;
-  AddTo(report.dense ? stats.sparse.dense_steps : stats.sparse.sparse_steps, 1);
+  const bool dense = report.dense && !options_.plan->static_heads;
+  AddTo(dense ? stats.sparse.dense_steps : stats.sparse.sparse_steps, 1);
   if (!report.dense) {
     AddTo(stats.sparse.pages_considered, report.keys.pages_considered);
     AddTo(stats.sparse.pages_selected, report.keys.pages_selected);
   }
   if (output < landed_steps_) return;  // seen before a preemption
   landed_steps_ = output + 1;
-  ++(report.dense ? sums_.dense_steps : sums_.sparse_steps);
+  ++(dense ? sums_.dense_steps : sums_.sparse_steps);
   if (!report.dense) {
     sums_.pages_considered += report.keys.pages_considered;
     sums_.pages_selected += report.keys.pages_selected;

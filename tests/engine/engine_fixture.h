@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "engine/engine.h"
+#include "tests/engine/fake_plans.h"
 #include "tests/engine/fake_runner.h"
 
 namespace lacuna::engine {
@@ -33,7 +34,8 @@ struct TestEngine {
 
 inline TestEngine MakeTestEngine(FakeRunner::Shape shape, EngineConfig config, const Clock& clock,
                                  std::vector<TokenId> eos = {}, bool prefix_cache = true,
-                                 int64_t context_tokens_max = 1 << 20) {
+                                 int64_t context_tokens_max = 1 << 20, PlanRef residency = nullptr,
+                                 bool sparse_ops = true) {
   auto runner = std::make_unique<FakeRunner>(shape);
   TestEngine out{.shape = shape, .runner = runner.get(), .engine = nullptr};
   EngineParts parts;
@@ -47,7 +49,8 @@ inline TestEngine MakeTestEngine(FakeRunner::Shape shape, EngineConfig config, c
   parts.prefix_cache = prefix_cache;
   parts.eos = std::move(eos);
   parts.clock = &clock;
-  parts.sparse_ops = true;
+  parts.sparse_ops = sparse_ops;
+  parts.residency = std::move(residency);
   parts.plans = shape.plans;
   parts.prefill_grain_tokens = &FakeRunner::Shape::GrainTokens;
   auto engine = Engine::Create(config, std::move(parts));
