@@ -8,7 +8,9 @@
 #include "server/commands/bench_offline_command.h"
 #include "server/commands/calibrate_command.h"
 #include "server/commands/config_commands.h"
+#include "server/commands/eval_command.h"
 #include "server/commands/inspect_command.h"
+#include "server/commands/make_suite_command.h"
 #include "server/commands/profiles.h"
 #include "server/commands/serve_command.h"
 #include "server/commands/tokenize_command.h"
@@ -217,6 +219,69 @@ void AddCalibrate(CLI::App& app, int& exit_code) {
   OnParsed(command, options, exit_code, RunCalibrate);
 }
 
+void AddEval(CLI::App& app, int& exit_code) {
+  auto options = std::make_shared<EvalOptions>();
+  CLI::App* command = app.add_subcommand(
+      "eval", "Accuracy, density and speed of sparse profiles beside dense attention");
+  command->add_option("--suite", options->suite, "Questions: .jsonl or .jsonl.gz (make-suite)")
+      ->required();
+  command->add_option("--profiles", options->profiles, "Names with commas, or all; dense is added")
+      ->delimiter(',')
+      ->required();
+  command
+      ->add_option("--budget-fractions", options->fractions,
+                   "Each profile also at these shares of the tokens, as 0.1,0.05")
+      ->delimiter(',');
+  command->add_option("--lengths", options->lengths, "Only prompts of these context_tokens")
+      ->delimiter(',');
+  command->add_option("--tasks", options->tasks, "Only these tasks")->delimiter(',');
+  command->add_option("--limit", options->limit, "Most questions, from each task in turn; 0: all")
+      ->check(CLI::Range(0, 1 << 24));
+  command->add_option("--out", options->out,
+                      "Folder for report.json, report.md, index.html and answers.jsonl");
+  command->add_flag("--resume", options->resume, "Ask only what the folder's answers lack");
+  command->add_option("--max-tokens", options->max_tokens, "Of an answer")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  command->add_option("--concurrency", options->concurrency, "Prompts at once; times need 1")
+      ->check(CLI::Range(1, 256))
+      ->capture_default_str();
+  command->add_flag("--quiet", options->quiet, "No progress bar");
+  command->add_option("--url", options->url, "http://host:port of a server that runs");
+  command->add_option("--api-key-env", options->api_key_env, "Variable that holds its key");
+  command->add_option("--model", options->model,
+                      "Without --url a server is started: folder of its model [recall-12m]");
+  command->add_option("--config", options->config, "Its config file");
+  AddDeviceFlags(command, options->device, options->precision);
+  command->add_option("--set", options->overrides, "A key of its config; may repeat")
+      ->allow_extra_args(false);
+  OnParsed(command, options, exit_code, RunEvalCommand);
+}
+
+void AddMakeSuite(CLI::App& app, int& exit_code) {
+  auto options = std::make_shared<MakeSuiteOptions>();
+  CLI::App* command = app.add_subcommand("make-suite", "Fresh questions for eval, over any text");
+  command->add_option("--text", options->texts, "Files of text that facts are hidden in")
+      ->required();
+  command->add_option("--out", options->out, ".jsonl or .jsonl.gz")->required();
+  command->add_option("--seed", options->seed, "Another seed, other questions")
+      ->capture_default_str();
+  command->add_option("--lengths", options->lengths, "Tokens of prompts")
+      ->delimiter(',')
+      ->capture_default_str();
+  command
+      ->add_option("--tasks", options->tasks,
+                   "Of needle,multi_key,multi_value,key_value,lines,bios [all]")
+      ->delimiter(',');
+  command->add_option("--count", options->count, "Questions per task and length")
+      ->check(CLI::Range(1, 100'000))
+      ->capture_default_str();
+  command->add_option("--model", options->model,
+                      "Folder whose tokenizer measures; without it the embedded recall-12m");
+  command->add_flag("--quiet", options->quiet, "No progress");
+  OnParsed(command, options, exit_code, RunMakeSuite);
+}
+
 }  // namespace
 
 void AddCommands(CLI::App& app, int& exit_code) {
@@ -228,6 +293,8 @@ void AddCommands(CLI::App& app, int& exit_code) {
   AddConfig(app, exit_code);
   AddProfiles(app, exit_code);
   AddCalibrate(app, exit_code);
+  AddEval(app, exit_code);
+  AddMakeSuite(app, exit_code);
 }
 
 }  // namespace lacuna::server

@@ -119,8 +119,15 @@ Result<EvalPlan> PlanVariants(std::span<const std::string> profiles,
     plan.notes.push_back("The budget is decode's alone, prefill at its default: " + decode_only +
                          ".");
   }
-  for (const auto& [name, reason] : served.left_out) {
-    plan.notes.push_back("Not on this server: " + name + " (" + reason + ").");
+  if (std::ranges::find(profiles, "all") != profiles.end()) {
+    std::map<std::string, std::string> by_reason;
+    for (const auto& [name, reason] : served.left_out) {
+      std::string& list = by_reason[reason];
+      list += (list.empty() ? "" : ", ") + name;
+    }
+    for (const auto& [reason, list] : by_reason) {
+      plan.notes.push_back("Not on this server: " + list + " (" + reason + ").");
+    }
   }
   return plan;
 }
