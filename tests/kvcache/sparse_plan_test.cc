@@ -8,6 +8,7 @@
 
 #include "kvcache/sparse/decode_counts.h"
 #include "kvcache/sparse/plan_storage.h"
+#include "kvcache/sparse/prefill_grain.h"
 #include "kvcache/sparse/profile_set.h"
 #include "kvcache/sparse/resolve.h"
 #include "tests/kvcache/sparse_test_models.h"
@@ -169,7 +170,9 @@ TEST(SparsePlan, LabelsTakeTheFirstChannelsOfEachList) {
   const SparsePlan twilight = PlanOf(Shipped("twilight-double-sparsity"));
   EXPECT_EQ(twilight.decode.metadata.channels, 64);
   EXPECT_EQ(twilight.decode.refine_metadata.kind, MetadataKind::kLowBit);
-  EXPECT_EQ(twilight.decode.refine_metadata.PageBytes(twilight.shape), 64 * (64 + 4));
+  EXPECT_EQ(twilight.decode.refine_metadata.PageBytes(twilight.shape.head_dim,
+                                                      twilight.shape.page_tokens),
+            64 * (64 + 4));
   EXPECT_NE(twilight.decode.metadata.channel_lists, plan.decode.metadata.channel_lists);
 }
 
@@ -304,6 +307,16 @@ TEST(SparsePlan, KeptChoicesKeepWhatWasForced) {
   // The choice was made at 6400 tokens with page 99 as its tail; page 100 has begun since.
   EXPECT_EQ(CountUnits(plan, 6400, 0).local_units, 1);
   EXPECT_EQ(CountUnits(plan, 6402, 2).local_units, 2);
+}
+
+TEST(SparsePlan, PromptsAreCutWhereTheirChoicesEnd) {
+  EXPECT_EQ(PrefillGrainTokens(PlanOf(Shipped("quest"))), 1);
+  EXPECT_EQ(PrefillGrainTokens(PlanOf(Shipped("xattention"))), 128);
+  EXPECT_EQ(PrefillGrainTokens(PlanOf(Shipped("lacuna-balanced"))), 128);
+  EXPECT_EQ(PrefillGrainTokens(PlanOf(Shipped("delta-streamingllm"))), 128);
+  for (const char* name : {"minference", "flexprefill", "prism", "sampleattention"}) {
+    EXPECT_EQ(PrefillGrainTokens(PlanOf(Shipped(name))), 1024) << name;
+  }
 }
 
 TEST(SparsePlan, DialsReplaceNumbersWithinTheirBounds) {

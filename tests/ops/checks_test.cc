@@ -387,5 +387,48 @@ TEST(Checks, Weight) {
   }
 }
 
+TEST(Checks, SelectRanges) {
+  static const std::vector<RangeChunk> kChunks{{{1, 100, 1024}, 2000, {}}};
+  static const std::vector<RangeChunk> kPast{{{1, 101, 1024}, 2000, {}}};
+  static const std::vector<RangeChunk> kNoEnd{{{1, 100, 1024}, 1123, {}}};
+  static const std::vector<RangeChunk> kWrongDials{{{1, 100, 1024}, 2000, {.local_fraction = 1.5}}};
+  auto* ints = reinterpret_cast<int32_t*>(memory);
+  auto* longs = reinterpret_cast<int64_t*>(memory);
+  SelectRangesArgs good{};
+  good.pool = {memory, DType::kBF16, 4, 2, 16, 64};
+  good.q = Act({101, 4, 16});
+  good.chunks = kChunks;
+  good.lists = {ints, ints, longs, longs, 1};
+  good.path.estimate = EstimateKind::kPooled;
+  good.path.select = PrefillSelectKind::kTopP;
+  good.heads = reinterpret_cast<const PrefillHead*>(memory);
+  good.out = {ints, ints, longs, longs, 5, longs};
+  ExpectRefused<SelectRangesArgs>(
+      good, {{"SelectRanges: pool", [](auto& a) { a.pool.page_tokens = 48; }},
+             {"SelectRanges: q",
+              [](auto& a) {
+                a.q = Act({101, 4, 32});
+              }},
+             {"SelectRanges: q: need query heads",
+              [](auto& a) {
+                a.q = Act({101, 3, 16});
+              }},
+             {"SelectRanges: scale", [](auto& a) { a.scale = kNan; }},
+             {"path: need an estimate", [](auto& a) { a.path.estimate = EstimateKind::kProbe; }},
+             {"path: need block_tokens 64 or 128", [](auto& a) { a.path.block_tokens = 32; }},
+             {"path: need stride_tokens",
+              [](auto& a) {
+                a.path.pool = PrefillPool::kAntidiagonal;
+                a.path.stride_tokens = 48;
+              }},
+             {"SelectRanges: lists", [](auto& a) { a.lists.lists = 2; }},
+             {"SelectRanges: heads", [](auto& a) { a.heads = nullptr; }},
+             {"chunks: need rows inside", [](auto& a) { a.chunks = kPast; }},
+             {"chunks: need prompt_tokens", [](auto& a) { a.chunks = kNoEnd; }},
+             {"dials: need shares", [](auto& a) { a.chunks = kWrongDials; }},
+             {"out: need begin", [](auto& a) { a.out.end = nullptr; }},
+             {"out: need a stride of RangesMax", [](auto& a) { a.out.stride = 4; }}});
+}
+
 }  // namespace
 }  // namespace lacuna::kernels

@@ -59,7 +59,9 @@ class RangeWorld final {
     return static_cast<size_t>((token * heads + head) * spec_.head_dim + i);
   }
   void Append();
-  void RunCall(const std::vector<std::pair<int, int>>& chunks, RangeLists* lists);
+  using Chunk = std::pair<int, int>;  // positions
+  void RunCall(const std::vector<Chunk>& chunks, RangeLists* lists);
+  void Collect(const Chunk& chunk, size_t index, const RangeArrays& out, RangeLists* lists) const;
 
   struct Kept final {
     std::vector<bool> units;

@@ -363,5 +363,34 @@ TEST_P(SelectRangesTest, WorstCaseFits) {
   EXPECT_EQ((lists[{0, 15}][5]), (KeyRange{5 * 32 + 16, 5 * 32 + 32}));
 }
 
+TEST(RangeLimits, GrainsAndRooms) {
+  PrefillPath path;
+  path.select = PrefillSelectKind::kNone;
+  PrefillDials dials;
+  EXPECT_EQ(PrefillGrainTokens(path, dials), 128);
+  EXPECT_EQ(RangesMax(path, 1 << 20), 2);
+  path.block_tokens = 64;
+  EXPECT_EQ(PrefillGrainTokens(path, dials), 64);
+  path.correct = PrefillCorrectKind::kDelta;
+  dials.correct_stride_rows = 96;
+  EXPECT_EQ(PrefillGrainTokens(path, dials), 192);
+  path.correct = PrefillCorrectKind::kNone;
+  path.block_tokens = 128;
+  path.estimate = EstimateKind::kPooled;
+  path.select = PrefillSelectKind::kTopP;
+  path.pool = PrefillPool::kAntidiagonal;
+  EXPECT_EQ(PrefillGrainTokens(path, dials), 128);
+  EXPECT_EQ(RangesMax(path, 1281), 6);  // blocks 0, 2, ... 10
+  path.scope = ScopeKind::kMap;
+  EXPECT_EQ(PrefillGrainTokens(path, dials), 1024);
+  path.scope = ScopeKind::kRow;
+  path.pool = PrefillPool::kBands;
+  EXPECT_EQ(PrefillGrainTokens(path, dials), 1024);
+  path.estimate = EstimateKind::kProbe;
+  path.select = PrefillSelectKind::kVerticalSlash;
+  EXPECT_EQ(PrefillGrainTokens(path, dials), 1024);
+  EXPECT_EQ(RangesMax(path, 1024 + 33), 34);
+}
+
 }  // namespace
 }  // namespace lacuna::kernels
