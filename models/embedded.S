@@ -12,6 +12,7 @@ lacuna_embedded_\name\()_end:
 embed config, "config.json"
 embed generation_config, "generation_config.json"
 embed index, "model.safetensors.index.json"
+embed sparse, "lacuna-sparse.json"
 embed shard_1, "model-00001-of-00002.safetensors"
 embed shard_2, "model-00002-of-00002.safetensors"
 embed tokenizer, "tokenizer.json"

@@ -9,6 +9,7 @@
 LACUNA_EMBEDDED(config)
 LACUNA_EMBEDDED(generation_config)
 LACUNA_EMBEDDED(index)
+LACUNA_EMBEDDED(sparse)
 LACUNA_EMBEDDED(shard_1)
 LACUNA_EMBEDDED(shard_2)
 LACUNA_EMBEDDED(tokenizer)
@@ -26,6 +27,7 @@ std::span<const EmbeddedFile> EmbeddedModel() {
       LACUNA_EMBEDDED("config.json", config),
       LACUNA_EMBEDDED("generation_config.json", generation_config),
       LACUNA_EMBEDDED("model.safetensors.index.json", index),
+      LACUNA_EMBEDDED("lacuna-sparse.json", sparse),
       LACUNA_EMBEDDED("model-00001-of-00002.safetensors", shard_1),
       LACUNA_EMBEDDED("model-00002-of-00002.safetensors", shard_2),
       LACUNA_EMBEDDED("tokenizer.json", tokenizer),
