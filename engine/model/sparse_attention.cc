@@ -158,7 +158,11 @@ class LayerRun final {
     choices.masks += layer.slot * rows.slot_masks;
     if (choices.queries != nullptr) choices.queries += layer.slot * rows.slot_queries;
     kernels::DecodePath path = plan.decode;
-    if (!chooses) path.refresh = kernels::RefreshKind::kEveryN;  // not by another layer's query
+    if (!chooses) {  // neither by another layer's query, nor by metadata that only the source has
+      path.refresh = kernels::RefreshKind::kEveryN;
+      path.score = kernels::ScoreKind::kKeys;
+      path.metadata = path.refine_metadata = {};
+    }
     const auto stored = [&](const kernels::MetadataSpec& spec) {
       return step_.metadata == nullptr ? kernels::MetadataPool{}
                                        : step_.metadata->Find(spec, at_.group, at_.layer_in_group);
