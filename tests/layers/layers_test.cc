@@ -42,6 +42,7 @@ const std::map<std::string, std::set<std::string>> kAllowed = {
     {"engine/execute",
      {"kernels/core", "kernels/device", "kernels/ops", "kvcache/pages", "kvcache/sparse",
       "engine/model", "engine"}},
+    {"engine/calibrate", {"kernels/core", "kvcache/sparse", "engine/model"}},
     {"models", {}},
     {"engine",
      {"kernels", "kernels/core", "kernels/device", "kernels/ops", "kvcache", "kvcache/pages",
