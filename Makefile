@@ -62,7 +62,7 @@ test-e2e: packages-test  ## The server as its users see it: real HTTP and gRPC c
 test-sanitize: packages-test  ## Unit tests under ASan+UBSan, the engine loop under TSan
 	cmake --preset dev
 	cmake --build build/dev -j $(JOBS)
-	ctest --test-dir build/dev --output-on-failure
+	ctest --test-dir build/dev -j $(JOBS) --output-on-failure
 	cmake --preset tsan
 	cmake --build build/tsan -j $(JOBS)
 	ctest --test-dir build/tsan --output-on-failure
