@@ -41,6 +41,7 @@ struct TileWork final {
   int64_t list_end = 0;
   int64_t range_begin = -1;  // -1: no ranges
   int64_t range_end = 0;
+  bool gather = false;  // BlockCursor::Scope
 };
 
 // One call, with what prefill and decode share.
@@ -127,7 +128,7 @@ void Attention::RunTile(const TileWork& work, AttentionTile* tile) const {
 
   BlockCursor cursor(pool_,
                      {&lists_, work.list_begin, work.list_end, work.kv_head, work.first_position,
-                      work.first_position + work.queries - 1, work.shape});
+                      work.first_position + work.queries - 1, work.shape, work.gather});
   if (work.range_begin >= 0) cursor.Limit(*ranges_, work.range_begin, work.range_end);
   KvBlock blocks[2];
   bool more = cursor.Next(&blocks[0]);
@@ -369,8 +370,10 @@ Status AttendDecodeCpu(const AttendDecodeArgs& args, Isa isa, bool deterministic
   const int64_t splits = SplitsOf(tiles, pages_max, deterministic, scratch);
   const Attention attention(args.pool, args.lists, nullptr, args.params, args.q, args.out, args.lse,
                             args.dropped_lse, KernelsFor(args.pool, isa));
+  const bool gather = args.lists.masks != nullptr && KernelsFor(args.pool, isa).gathers;
   const auto row_work = [&](int64_t tile) {
     TileWork work;
+    work.gather = gather;
     cut.Fill(tile % parts, &work);
     work.first_row = tile / parts;
     work.first_position = args.positions.as<const int32_t>()[work.first_row];

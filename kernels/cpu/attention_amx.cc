@@ -190,7 +190,7 @@ void FoldBlockAmx(const AttentionTile& tile, const KvBlock& listed, const KvBloc
 
 }  // namespace
 
-const AttentionKernels kAttentionAmxBf16{BeginTiles, PackPlainRow, FoldBlockAmx, StoreRow<Bf16Dot>,
-                                         EndTiles};
+const AttentionKernels kAttentionAmxBf16{BeginTiles,        PackPlainRow, FoldBlockAmx,
+                                         StoreRow<Bf16Dot>, EndTiles,     false};
 
 }  // namespace lacuna::kernels::cpu

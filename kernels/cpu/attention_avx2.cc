@@ -55,9 +55,9 @@ inline Vec WidenOdd(const uint16_t* p) {
 
 }  // namespace
 
-const AttentionKernels kAttentionAvx2F32{nullptr, PackRow<F32>, FoldBlock<F32>, StoreRow<F32>,
-                                         nullptr};
-const AttentionKernels kAttentionAvx2Bf16{nullptr, PackRow<Bf16Widened>, FoldBlock<Bf16Widened>,
-                                          StoreRow<Bf16Widened>, nullptr};
+const AttentionKernels kAttentionAvx2F32{nullptr,       PackRow<F32>, FoldBlock<F32>,
+                                         StoreRow<F32>, nullptr,      true};
+const AttentionKernels kAttentionAvx2Bf16{
+    nullptr, PackRow<Bf16Widened>, FoldBlock<Bf16Widened>, StoreRow<Bf16Widened>, nullptr, true};
 
 }  // namespace lacuna::kernels::cpu

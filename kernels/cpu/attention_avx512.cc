@@ -9,9 +9,9 @@ namespace {
 #include "kernels/cpu/attention_kernel.inl"
 }  // namespace
 
-const AttentionKernels kAttentionAvx512F32{nullptr, PackRow<F32>, FoldBlock<F32>, StoreRow<F32>,
-                                           nullptr};
+const AttentionKernels kAttentionAvx512F32{nullptr,       PackRow<F32>, FoldBlock<F32>,
+                                           StoreRow<F32>, nullptr,      true};
 const AttentionKernels kAttentionAvx512Bf16Widened{
-    nullptr, PackRow<Bf16Widened>, FoldBlock<Bf16Widened>, StoreRow<Bf16Widened>, nullptr};
+    nullptr, PackRow<Bf16Widened>, FoldBlock<Bf16Widened>, StoreRow<Bf16Widened>, nullptr, true};
 
 }  // namespace lacuna::kernels::cpu

@@ -10,7 +10,7 @@ namespace {
 #include "kernels/cpu/attention_kernel.inl"
 }  // namespace
 
-const AttentionKernels kAttentionAvx512Bf16{nullptr, PackRow<Bf16Dot>, FoldBlock<Bf16Dot>,
-                                            StoreRow<Bf16Dot>, nullptr};
+const AttentionKernels kAttentionAvx512Bf16{nullptr,           PackRow<Bf16Dot>, FoldBlock<Bf16Dot>,
+                                            StoreRow<Bf16Dot>, nullptr,          true};
 
 }  // namespace lacuna::kernels::cpu

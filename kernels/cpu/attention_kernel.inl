@@ -91,6 +91,7 @@ inline uint64_t LowBits(int64_t count) {
 
 // Bit j: the query at `position` sees key j of the block.
 inline uint64_t VisibleKeys(const AttentionTile& tile, const KvBlock& block, int32_t position) {
+  if (block.gathered) return block.keys;
   const int64_t own = position - block.first_key;
   uint64_t keys = LowBits(own + 1) & block.keys;
   if (tile.window_tokens > 0) {

@@ -58,9 +58,9 @@ inline Vec WidenOdd(const uint16_t* p) {
 
 }  // namespace
 
-const AttentionKernels kAttentionScalarF32{nullptr, PackRow<F32>, FoldBlock<F32>, StoreRow<F32>,
-                                           nullptr};
-const AttentionKernels kAttentionScalarBf16{nullptr, PackRow<Bf16Widened>, FoldBlock<Bf16Widened>,
-                                            StoreRow<Bf16Widened>, nullptr};
+const AttentionKernels kAttentionScalarF32{nullptr,       PackRow<F32>, FoldBlock<F32>,
+                                           StoreRow<F32>, nullptr,      true};
+const AttentionKernels kAttentionScalarBf16{
+    nullptr, PackRow<Bf16Widened>, FoldBlock<Bf16Widened>, StoreRow<Bf16Widened>, nullptr, true};
 
 }  // namespace lacuna::kernels::cpu

@@ -28,6 +28,7 @@ struct KvBlock final {
   const void* v[kBlockGroups];  // so that no kernel may look at the others
   int64_t first_key;            // position of key 0, a multiple of 64
   uint64_t keys;                // bit j: key j is in the list and the ranges
+  bool gathered;                // groups from anywhere, all of `keys` visible; no first_key
 };
 
 struct AttentionTile final {
@@ -57,6 +58,7 @@ struct AttentionKernels final {
   void (*block)(const AttentionTile& tile, const KvBlock& block, const KvBlock* next);
   void (*store_row)(const AttentionTile& tile, int row, float factor, void* out);
   void (*end)();
+  bool gathers;  // takes gathered blocks
 };
 
 extern const AttentionKernels kAttentionScalarF32, kAttentionScalarBf16;
