@@ -116,7 +116,7 @@ HandlerResult PostChatCompletions(ApiContext& context, const HttpRequest& reques
   input.sampling.logprobs = parsed->logprobs ? parsed->top_logprobs : -1;
   if (!fields.max_tokens) input.clamp_max_tokens = true;
   auto choices = StartGeneration(context.engine, context.tokenizer, input, &context.metrics);
-  if (!choices.ok()) return ErrorReply(FromStatus(choices.status(), "messages"));
+  if (!choices.ok()) return ErrorReply(FromSubmit(choices.status(), "messages"));
 
   Responder::Header header{"chatcmpl-" + RandomHex(24),
                            fields.stream ? "chat.completion.chunk" : "chat.completion",

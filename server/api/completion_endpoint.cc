@@ -130,7 +130,7 @@ ApiResult<std::vector<Choice>> Start(ApiContext& context, const CompletionReques
   for (const PreparedPrompt& prompt : prompts) {
     input.prompt = prompt.tokens;
     auto choices = StartGeneration(context.engine, context.tokenizer, input, &context.metrics);
-    if (!choices.ok()) return FromStatus(choices.status(), "prompt");
+    if (!choices.ok()) return FromSubmit(choices.status(), "prompt");
     for (Choice& choice : *choices) all.push_back(std::move(choice));
   }
   return all;

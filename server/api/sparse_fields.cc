@@ -140,6 +140,13 @@ ApiResult<SparseGrant> GrantSparse(const SparseService* service, const SparseFie
                   "'" + param + "': " + grant.refusal->message, param};
 }
 
+ApiError FromSubmit(const Status& status, std::optional<std::string> param) {
+  constexpr std::string_view kPrefix = "sparse: ";
+  if (!status.message().starts_with(kPrefix)) return FromStatus(status, std::move(param));
+  const std::string text = status.message().substr(kPrefix.size());
+  return FromStatus(Status(status.code(), "'sparse': " + text + "."), "sparse");
+}
+
 ordered_json SparseUsageJson(const std::string& profile, const engine::SparseUsage& usage) {
   return {{"profile", profile},
           {"steps", {{"dense", usage.dense_steps}, {"sparse", usage.sparse_steps}}},

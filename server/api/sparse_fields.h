@@ -32,6 +32,9 @@ std::optional<ApiError> AddSparseHeaders(const HttpRequest& request, nlohmann::j
 // "sparse.KEY" and list what exists.
 ApiResult<SparseGrant> GrantSparse(const SparseService* service, const SparseFields& fields);
 
+// An error of StartGeneration: of what the engine says about the plan the param is "sparse".
+ApiError FromSubmit(const Status& status, std::optional<std::string> param = {});
+
 // `usage` may be a sum over several choices, see AddSparseUsage.
 nlohmann::ordered_json SparseUsageJson(const std::string& profile,
                                        const engine::SparseUsage& usage);

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <utility>
 
+#include "server/api/sparse_fields.h"
 #include "server/grpc/call_status.h"
 #include "server/grpc/caller.h"
 #include "server/grpc/transcode.h"
@@ -76,7 +77,7 @@ ApiResult<std::vector<Choice>> GenerateCall::Prepare(const v1::GenerateRequest& 
     input->deadline = input->deadline ? std::min(*input->deadline, *deadline) : *deadline;
   }
   auto choices = StartGeneration(api_.engine, api_.tokenizer, *input, &api_.metrics);
-  if (!choices.ok()) return FromStatus(choices.status());
+  if (!choices.ok()) return FromSubmit(choices.status());
   return std::move(*choices);
 }
 

@@ -138,9 +138,8 @@ Status SparseService::SetResidency() {
         "heads");
   }
   residency_ = chosen->plan;
-  const std::vector<kvcache::Residency> kept = kvcache::ResidencyOf(*residency_);
   std::erase_if(served_, [&](const Served& served) {
-    if (kvcache::ResidencyOf(*served.plan) == kept) return false;
+    if (served.plan->heads == residency_->heads) return false;
     left_out_.push_back({served.profile.name,
                          "its heads need tokens that sparse.store_streaming_heads false drops"});
     return true;

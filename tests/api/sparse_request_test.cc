@@ -107,6 +107,14 @@ TEST(SparseRequest, HeadersSpeakUnlessTheBodyDoes) {
   }
 }
 
+TEST(SparseRequest, WhatTheEngineRefusesIsAboutTheField) {
+  const ApiError error = FromSubmit(InvalidArgument("sparse: profile x is too much"), "prompt");
+  EXPECT_EQ(error.param, "sparse");
+  EXPECT_EQ(error.message, "'sparse': profile x is too much.");
+  EXPECT_EQ(error.http_status(), 400);
+  EXPECT_EQ(FromSubmit(Exhausted("full"), "prompt").param, "prompt");
+}
+
 TEST(SparseUsage, JsonAndSums) {
   engine::SparseUsage one;
   one.dense_steps = 1;
