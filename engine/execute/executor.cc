@@ -156,7 +156,8 @@ Status DeviceExecutor::Allocate() {
                                                   .step_tokens_max = limits_.step_tokens_max,
                                                   .running_max = limits_.running_max,
                                                   .context_tokens_max = info.context_tokens_max,
-                                                  .act = backend_.act_dtype()}));
+                                                  .act = backend_.act_dtype(),
+                                                  .head_order = model_.head_order()}));
   const int64_t decode_rows = std::max(limits_.running_max, sparse_memory_.correct_rows_max());
   LACUNA_RETURN_IF_ERROR(backend_.ReserveWorkspace({.step_tokens = limits_.step_tokens_max,
                                                     .rows = decode_rows,
@@ -310,7 +311,7 @@ Status DeviceExecutor::StageClasses() {
 }
 
 StepSizes DeviceExecutor::SizesWithClasses(const StepBatch& batch) {
-  OrderStep(batch, order_);
+  OrderStep(batch, model_.head_order() != nullptr, order_);
   sparse_image_.SetBatch(batch, order_, context_.page_tokens);
   StepSizes sizes = SizesOf(batch, context_);
   sizes.sparse_bytes = sparse_image_.bytes();

@@ -33,16 +33,36 @@ std::span<const T> Part(const std::byte* base, int64_t offset, int64_t count) {
   return {reinterpret_cast<const T*>(base + offset), static_cast<size_t>(count)};
 }
 
+// The row's stats, whatever number of heads a launch spoke of.
+template <typename T, typename Fn>
+void ForEachHead(const std::byte* report, const ReportPlace::Stats& stats, Fn&& fn) {
+  for (int64_t n = stats.split_heads ? 1 : stats.heads; n <= stats.heads; ++n) {
+    const int64_t first = StatsOf(stats.rows, n, stats.split_heads) + stats.row * n;
+    for (const T& one : Part<T>(report, stats.at + first * static_cast<int64_t>(sizeof(T)), n)) {
+      fn(one);
+    }
+  }
+}
+
+int64_t StatsCount(int64_t rows, int64_t heads, bool split_heads) {
+  return split_heads ? StatsOf(rows, heads + 1, true) : rows * heads;
+}
+
 bool HasWindow(const SparsePlan& plan, int32_t layer) {
   const std::vector<int32_t>& windows = plan.shape.layer_window_tokens;
   return !windows.empty() && windows[static_cast<size_t>(layer)] > 0;
 }
 
 // Whether a decode row's attention in this layer can lose anything.
-bool LosesNothing(const SparsePlan& plan, int32_t layer) {
+bool LosesNothing(const SparsePlan& plan, const StepOrder& order, int32_t layer) {
   const LayerRole role = plan.layers[static_cast<size_t>(layer)].decode;
   const bool dense = role == LayerRole::kDense || role == LayerRole::kPlanner;
-  return HasWindow(plan, layer) || (dense && !plan.static_heads);
+  if (HasWindow(plan, layer) || (dense && !order.HasShapes(plan))) return true;
+  // What the streaming heads of such a model might have read is not stored.
+  for (int32_t head = 0; head < plan.shape.kv_heads; ++head) {
+    if (plan.head(layer, head).role == kvcache::HeadRole::kFull) return false;
+  }
+  return order.split_heads;
 }
 
 // Ranges for every query head and tile of each chunk.
@@ -60,18 +80,18 @@ SparseReport ReadReport(const ReportPlace& place, const std::byte* report) {
   SparseReport sum;
   sum.sequence = place.sequence;
   sum.dense = place.dense;
-  for (const SelectStats& one : Part<SelectStats>(report, place.stats, place.stats_count)) {
+  ForEachHead<SelectStats>(report, place.stats, [&](const SelectStats& one) {
     sum.keys.pages_considered += one.pages_considered;
     sum.keys.pages_selected += one.pages_selected;
     sum.keys.keys_selected += one.keys_selected;
     sum.keys.layers += one.layers;
     sum.keys.estimated_mass += one.estimated_mass;
     sum.keys.choices += one.choices;
-  }
-  for (const RangeStats& one : Part<RangeStats>(report, place.blocks, place.blocks_count)) {
+  });
+  ForEachHead<RangeStats>(report, place.blocks, [&](const RangeStats& one) {
     sum.blocks.blocks_considered += one.blocks_considered;
     sum.blocks.blocks_selected += one.blocks_selected;
-  }
+  });
   if (!place.audited) return sum;
   const auto audits =
       Part<AttentionAudit>(report, place.audits, place.audits < 0 ? 0 : kAuditGroups);
@@ -102,6 +122,7 @@ void SparseImage::SetBatch(const StepBatch& batch, const StepOrder& order, int64
     decode_[c].first = one.first;
     decode_[c].rows = one.count;
     decode_[c].audited = one.audited;
+    decode_[c].split_heads = order.split_heads;
     for (int64_t i = one.first; i < one.first + one.count; ++i) {
       const StepSequence& sequence = batch.sequences[order.sequences[static_cast<size_t>(i)]];
       const int64_t pages = CeilDiv(int64_t{sequence.first_position} + 1, page_tokens);
@@ -115,6 +136,7 @@ void SparseImage::SetBatch(const StepBatch& batch, const StepOrder& order, int64
     prefill_[c].plan = one.plan;
     prefill_[c].first = one.first;
     prefill_[c].sparse = one.sparse;
+    prefill_[c].split_heads = order.split_heads;
     TakeChunks(batch, order, one, prefill_places_[c]);
   }
 }
@@ -133,7 +155,8 @@ void SparseImage::TakeReports(const StepBatch& batch, const StepOrder& order) {
     place.audited = place.decode && sequence.audit;
     std::fill(std::begin(place.lossless), std::end(place.lossless), true);
     for (int32_t layer = 0; layer < plan.shape.layers; ++layer) {
-      if (!LosesNothing(plan, layer)) place.lossless[AuditGroup(layer, plan.shape.layers)] = false;
+      if (!LosesNothing(plan, order, layer))
+        place.lossless[AuditGroup(layer, plan.shape.layers)] = false;
     }
     places_.push_back(place);
   }
@@ -145,14 +168,12 @@ void SparseImage::TakeReports(const StepBatch& batch, const StepOrder& order) {
   for (size_t c = 0; c < decode_.size(); ++c) {
     const DecodeClass& rows = decode_[c];
     const int64_t kv_heads = rows.plan->shape.kv_heads;
-    decode_places_[c].stats = Take<SelectStats>(rows.rows * kv_heads);
+    decode_places_[c].stats = Take<SelectStats>(StatsCount(rows.rows, kv_heads, order.split_heads));
     decode_places_[c].audits = Take<AttentionAudit>(rows.audited * kAuditGroups);
     for (int64_t i = 0; i < rows.rows; ++i) {
       ReportPlace& place = place_of(rows.first + i);
       in_class[static_cast<size_t>(place.sequence)] = true;
-      place.stats =
-          decode_places_[c].stats + i * kv_heads * static_cast<int64_t>(sizeof(SelectStats));
-      place.stats_count = kv_heads;
+      place.stats = {decode_places_[c].stats, rows.rows, i, kv_heads, order.split_heads};
       if (i >= rows.audited) continue;
       place.audits = decode_places_[c].audits +
                      i * kAuditGroups * static_cast<int64_t>(sizeof(AttentionAudit));
@@ -161,12 +182,10 @@ void SparseImage::TakeReports(const StepBatch& batch, const StepOrder& order) {
   for (size_t c = 0; c < prefill_.size(); ++c) {
     const StepOrder::Class& one = order.prefill[c];
     const int64_t q_heads = one.plan->shape.q_heads;
-    prefill_places_[c].stats = Take<RangeStats>(one.count * q_heads);
+    prefill_places_[c].stats = Take<RangeStats>(StatsCount(one.count, q_heads, order.split_heads));
     for (int64_t i = 0; i < one.count; ++i) {
-      ReportPlace& place = place_of(order.decode_rows + one.first + i);
-      place.blocks =
-          prefill_places_[c].stats + i * q_heads * static_cast<int64_t>(sizeof(RangeStats));
-      place.blocks_count = q_heads;
+      place_of(order.decode_rows + one.first + i).blocks = {prefill_places_[c].stats, one.count, i,
+                                                            q_heads, order.split_heads};
     }
   }
   for (ReportPlace& place : places_) {  // dense in this step
@@ -181,7 +200,7 @@ void SparseImage::TakeRows(const DecodeClass& rows, DecodePlace& place) {
   const SparsePlan& plan = *rows.plan;
   const int64_t heads = rows.rows * plan.shape.kv_heads;
   place.select = Take<SelectRow>(rows.rows);
-  if (!plan.static_heads) return;
+  if (!plan.static_heads || rows.split_heads) return;
   place.kept = Take<SelectRow>(rows.rows);
   place.shapes = Take<StaticShape>(plan.shape.layers * heads);
   place.choosing = Take<StaticShape>(plan.slots * heads);
@@ -190,7 +209,7 @@ void SparseImage::TakeRows(const DecodeClass& rows, DecodePlace& place) {
 void SparseImage::TakeChunks(const StepBatch& batch, const StepOrder& order,
                              const StepOrder::Class& one, PrefillPlace& place) {
   const SparsePlan& plan = *one.plan;
-  if (plan.static_heads) {
+  if (order.HasShapes(plan)) {
     place.shapes = Take<StaticShape>(plan.shape.layers * one.count * plan.shape.kv_heads);
   }
   const bool corrects = one.sparse && plan.prefill.correct != kernels::PrefillCorrectKind::kNone;
@@ -233,7 +252,7 @@ void SparseImage::FillRows(const StepBatch& batch, const StepOrder& order, const
     SelectRow row = order.rows[index];
     row.choice = kept ? sequence.choice : static_cast<int32_t>(rows.first + i);
     At<SelectRow>(base, place.select)[i] = row;
-    if (!plan.static_heads) continue;
+    if (!order.HasShapes(plan)) continue;
     row.choose = false;
     At<SelectRow>(base, place.kept)[i] = row;
     const int64_t tokens = int64_t{sequence.first_position} + 1;
@@ -264,7 +283,7 @@ void SparseImage::FillChunks(const StepBatch& batch, const StepOrder& order,
     const auto at = static_cast<size_t>(i);
     place.all[at].chunk = chunks.all[chunk];
     place.last[at].chunk = chunks.last[chunk];
-    if (plan.static_heads) {
+    if (order.HasShapes(plan)) {
       const StepSequence& sequence = batch.sequences[order.Chunks()[chunk]];
       StaticShape* shapes = At<StaticShape>(base, place.shapes);
       for (int32_t layer = 0; layer < plan.shape.layers; ++layer) {
@@ -297,7 +316,7 @@ void SparseImage::Locate(std::byte* base, const kvcache::SelectionArrays& prefil
     rows.select = At<SelectRow>(base, place.select);
     rows.stats = At<SelectStats>(base, place.stats);
     rows.audits = At<AttentionAudit>(base, place.audits);
-    if (!rows.plan->static_heads) continue;
+    if (!rows.plan->static_heads || rows.split_heads) continue;
     rows.kept = At<SelectRow>(base, place.kept);
     rows.shapes = At<StaticShape>(base, place.shapes);
     rows.choosing = At<StaticShape>(base, place.choosing);
@@ -308,7 +327,8 @@ void SparseImage::Locate(std::byte* base, const kvcache::SelectionArrays& prefil
     chunks.all = place.all;
     chunks.last = place.last;
     chunks.stats = At<RangeStats>(base, place.stats);
-    if (chunks.plan->static_heads) chunks.shapes = At<StaticShape>(base, place.shapes);
+    if (chunks.plan->static_heads && !chunks.split_heads)
+      chunks.shapes = At<StaticShape>(base, place.shapes);
     if (!chunks.sparse) continue;
     chunks.ranges.chunk_offsets = At<int64_t>(base, place.offsets);
     chunks.last_ranges.chunk_offsets = At<int64_t>(base, place.last_offsets);

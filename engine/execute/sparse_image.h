@@ -20,10 +20,13 @@ namespace lacuna::engine {
 struct ReportPlace final {
   int32_t sequence = 0;
   bool decode = false, dense = false, audited = false;
-  int64_t stats = -1, stats_count = 0;    // bytes from the start; SelectStats
-  int64_t blocks = -1, blocks_count = 0;  // RangeStats
-  int64_t audits = -1;                    // AttentionAudit[kAuditGroups]
-  bool lossless[kAuditGroups] = {};       // thirds whose layers all attend densely
+  struct Stats {  // see StatsOf; `at` in bytes from the report's start
+    int64_t at = 0, rows = 0, row = 0, heads = 0;
+    bool split_heads = false;
+  };
+  Stats stats, blocks;               // SelectStats, RangeStats
+  int64_t audits = -1;               // AttentionAudit[kAuditGroups]
+  bool lossless[kAuditGroups] = {};  // thirds whose layers all attend densely
 };
 SparseReport ReadReport(const ReportPlace& place, const std::byte* report);
 

@@ -28,6 +28,28 @@ int64_t Tiles(const PrefillClass& chunks) {
   return tiles;
 }
 
+// Where heads have pages of their own, every plan streams the same ones, and each layer chooses for
+// itself: the heads that select differ from layer to layer.
+Status CheckHeads(const SparsePlan& plan, const HeadOrder* order) {
+  if (order == nullptr) return OkStatus();
+  for (int32_t layer = 0; layer < plan.shape.layers; ++layer) {
+    if (plan.layers[static_cast<size_t>(layer)].decode == kvcache::LayerRole::kReuse) {
+      return InvalidArgument("plan " + plan.name + ": got layers that reuse a choice, need none " +
+                             "where streaming heads keep only what they see");
+    }
+    for (int32_t place = 0; place < plan.shape.kv_heads; ++place) {
+      const int32_t head = order->heads(layer)[static_cast<size_t>(place)];
+      const bool streams = plan.head(layer, head).role == kvcache::HeadRole::kStreaming;
+      if (streams == (place < order->full_heads(layer))) {
+        return InvalidArgument("plan " + plan.name +
+                               ": got other streaming heads than those that " +
+                               "keep only what they see");
+      }
+    }
+  }
+  return OkStatus();
+}
+
 int64_t RangeStride(const PrefillClass& chunks) {
   int64_t tokens = 0;
   for (const kernels::RangeChunk& one : chunks.all) {
@@ -42,6 +64,8 @@ Status SparseMemory::Allocate(const SparseLimits& limits) {
   if (limits.plans.empty()) return OkStatus();
   const kvcache::AttentionShape& shape = limits.plans[0]->shape;
   act_ = limits.act;
+  head_order_ = limits.head_order;
+  for (const auto& plan : limits.plans) LACUNA_RETURN_IF_ERROR(CheckHeads(*plan, head_order_));
   running_max_ = limits.running_max;
   q_heads_ = shape.q_heads;
   kv_heads_ = shape.kv_heads;
@@ -58,7 +82,8 @@ Status SparseMemory::AllocateDecode(const SparseLimits& limits) {
     if (!plan->sparse_decode) continue;
     any = true;
     const bool kept = KeepsChoices(*plan);
-    if (kept) kept_slots_ = std::max<int64_t>(kept_slots_, plan->slots);
+    const int64_t slots = head_order_ == nullptr ? plan->slots : plan->shape.layers;
+    if (kept) kept_slots_ = std::max(kept_slots_, slots);
     keeps_queries = keeps_queries || plan->decode.refresh == kernels::RefreshKind::kCosine;
     drops = drops || plan->decode.correct == kernels::DecodeCorrectKind::kDenominator;
   }
@@ -133,20 +158,25 @@ Result<const SparseMemory::Tables*> SparseMemory::TablesOf(const SparsePlan& pla
   const auto found = tables_.find(plan.path_fingerprint);
   if (found != tables_.end()) return &found->second;
   Tables tables;
-  const auto threshold_bytes = static_cast<int64_t>(plan.thresholds.size() * sizeof(float));
-  const auto head_bytes =
-      static_cast<int64_t>(plan.prefill_heads.size() * sizeof(kernels::PrefillHead));
+  std::vector<float> thresholds = plan.thresholds;
+  std::vector<kernels::PrefillHead> heads = plan.prefill_heads;
+  if (head_order_ != nullptr) {
+    thresholds = head_order_->Arranged(std::span<const float>(thresholds));
+    heads = head_order_->Arranged(std::span<const kernels::PrefillHead>(heads));
+  }
+  const auto threshold_bytes = static_cast<int64_t>(thresholds.size() * sizeof(float));
+  const auto head_bytes = static_cast<int64_t>(heads.size() * sizeof(kernels::PrefillHead));
   if (threshold_bytes + head_bytes > 0) {
     LACUNA_ASSIGN_OR_RETURN(tables.memory, device_.Allocate(threshold_bytes + head_bytes));
   }
   std::byte* data = tables.memory.data();
   if (threshold_bytes > 0) {
-    LACUNA_RETURN_IF_ERROR(device_.Copy(data, plan.thresholds.data(), threshold_bytes, stream));
+    LACUNA_RETURN_IF_ERROR(device_.Copy(data, thresholds.data(), threshold_bytes, stream));
     tables.thresholds = reinterpret_cast<const float*>(data);
   }
   if (head_bytes > 0) {
     data += threshold_bytes;
-    LACUNA_RETURN_IF_ERROR(device_.Copy(data, plan.prefill_heads.data(), head_bytes, stream));
+    LACUNA_RETURN_IF_ERROR(device_.Copy(data, heads.data(), head_bytes, stream));
     tables.heads = reinterpret_cast<const kernels::PrefillHead*>(data);
   }
   LACUNA_RETURN_IF_ERROR(device_.Synchronize(stream));  // the plan may go away

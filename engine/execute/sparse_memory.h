@@ -5,6 +5,7 @@
 // P = pages of a full context, H = kv heads and Q = query heads:
 //   lists      R * H * P * 16 bytes              choices of one layer      R * H * P * 8
 //   choices that plans keep over steps: as many again for each slot of the plan with most of them
+//   (for each layer, where streaming heads have pages of their own)
 //   ranges     Q * (T / 64 + 1) * RangesMax(context) * 8, more for steps of many small chunks
 //   tables     kept by path, uploaded when a path is first met
 // Without plans it takes nothing. Engine thread only.
@@ -16,6 +17,7 @@
 #include <span>
 #include <vector>
 
+#include "engine/model/head_order.h"
 #include "engine/model/sparse_step.h"
 #include "kernels/core/status.h"
 #include "kernels/device/device.h"
@@ -28,6 +30,7 @@ struct SparseLimits final {
   int64_t running_max = 1;
   int64_t context_tokens_max = 1;
   DType act = DType::kBF16;
+  const HeadOrder* head_order = nullptr;  // of the model, or null
 };
 
 class SparseMemory final {
@@ -65,6 +68,7 @@ class SparseMemory final {
 
   kernels::Device& device_;
   DType act_ = DType::kBF16;
+  const HeadOrder* head_order_ = nullptr;
   int64_t running_max_ = 0, q_heads_ = 0, kv_heads_ = 0, head_dim_ = 0, pages_max_ = 0;
   int64_t kept_slots_ = 0, correct_rows_max_ = 0;
   kernels::Buffer list_pages_, list_logical_, list_masks_, list_begins_, list_ends_;

@@ -41,17 +41,17 @@ DecodeDials ScaleBudget(DecodeDials dials, float scale) {
   return dials;
 }
 
-Key DecodeKey(const StepSequence& sequence, const kernels::SelectRow& row) {
+Key DecodeKey(const StepSequence& sequence, const kernels::SelectRow& row, const StepOrder& order) {
   const SparsePlan* plan = sequence.plan;
-  if (plan == nullptr || (!plan->static_heads && row.counts.dense)) return {};
+  if (plan == nullptr || (!order.HasShapes(*plan) && row.counts.dense)) return {};
   return {.path = plan->path_fingerprint, .rank = sequence.audit ? 0 : 1};
 }
 
-Key ChunkKey(const StepSequence& sequence) {
+Key ChunkKey(const StepSequence& sequence, const StepOrder& order) {
   const SparsePlan* plan = sequence.plan;
   if (plan == nullptr) return {};
   const bool dense = kvcache::DensePrefill(*plan, sequence.prompt_tokens);
-  if (dense && !plan->static_heads) return {};
+  if (dense && !order.HasShapes(*plan)) return {};
   return {.path = plan->path_fingerprint, .rank = dense ? 0 : 1};
 }
 
@@ -85,7 +85,8 @@ kernels::SelectRow MakeSelectRow(const StepSequence& sequence) {
   return row;
 }
 
-void OrderStep(const StepBatch& batch, StepOrder& order) {
+void OrderStep(const StepBatch& batch, bool split_heads, StepOrder& order) {
+  order.split_heads = split_heads;
   const size_t count = batch.sequences.size();
   order.sequences.clear();
   order.decode.clear();
@@ -100,7 +101,7 @@ void OrderStep(const StepBatch& batch, StepOrder& order) {
       order.sequences.push_back(i);
       if (sequence.plan == nullptr) continue;
       if (decode) order.rows[i] = MakeSelectRow(sequence);
-      keys[i] = decode ? DecodeKey(sequence, order.rows[i]) : ChunkKey(sequence);
+      keys[i] = decode ? DecodeKey(sequence, order.rows[i], order) : ChunkKey(sequence, order);
       sorted = sorted && keys[i].path == 0;
     }
     if (decode) order.decode_rows = static_cast<int64_t>(order.sequences.size());

@@ -26,9 +26,14 @@ struct StepOrder final {
   std::vector<size_t> sequences;  // of the batch: decode rows, then chunks
   int64_t decode_rows = 0;
   std::vector<Class> decode, prefill;
+  // Streaming heads have pages of their own: in the others' launches no plan has shapes.
+  bool split_heads = false;
   // By sequence of the batch, of decode rows in classes; `choice` is not filled.
   std::vector<kernels::SelectRow> rows;
 
+  bool HasShapes(const kvcache::SparsePlan& plan) const {
+    return plan.static_heads && !split_heads;
+  }
   std::span<const size_t> DecodeRows() const {
     return std::span(sequences).first(static_cast<size_t>(decode_rows));
   }
@@ -37,7 +42,7 @@ struct StepOrder final {
   }
 };
 
-void OrderStep(const StepBatch& batch, StepOrder& order);
+void OrderStep(const StepBatch& batch, bool split_heads, StepOrder& order);
 
 // A generated token alone, which the decode kernels take.
 bool IsDecode(const StepSequence& sequence);

@@ -82,31 +82,52 @@ ModelInfo MakeModelInfo(const ModelConfig& config) {
           .bos = config.bos};
 }
 
-Decoder::Decoder(ModelConfig config, DecoderWeights weights, kernels::Backend& backend)
+Decoder::Decoder(ModelConfig config, DecoderWeights weights, kernels::Backend& backend,
+                 std::unique_ptr<HeadOrder> heads)
     : config_(std::move(config)),
       weights_(std::move(weights)),
       backend_(backend),
       info_(MakeModelInfo(config_)),
-      groups_(MakeKvGroups(config_)),
+      groups_(MakeKvGroups(config_, heads.get())),
+      heads_(std::move(heads)),
       places_(static_cast<size_t>(config_.layers)) {
   info_.parameters = weights_.parameters;
   info_.weight_bytes = weights_.bytes;
-  for (size_t g = 0; g < groups_.size(); ++g) {
-    for (size_t i = 0; i < groups_[g].layers.size(); ++i) {
-      places_[static_cast<size_t>(groups_[g].layers[i].layer)] = {static_cast<int>(g),
-                                                                  static_cast<int>(i)};
-    }
-  }
+  FillPlaces();
   for (const RopeConfig& rope : config_.ropes) {
     ropes_.emplace_back(ComputeRopeFrequencies(rope, config_.context_tokens_max, config_.bf16_rope),
                         config_.context_tokens_max);
   }
 }
 
+void Decoder::FillPlaces() {
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    for (size_t i = 0; i < groups_[g].layers.size(); ++i) {
+      const kvcache::KvLayer& layer = groups_[g].layers[i];
+      LayerPlace place{.group = static_cast<int>(g),
+                       .layer_in_group = static_cast<int>(i),
+                       .first_head = layer.first_head,
+                       .kv_heads = layer.kv_heads,
+                       .decode = {},
+                       .prefill = {}};
+      place.decode.window_tokens = config_.layer_window[static_cast<size_t>(layer.layer)];
+      place.prefill = place.decode;
+      if (heads_ != nullptr && layer.first_head == heads_->full_heads(layer.layer)) {
+        place.decode = heads_->decode_shape();
+        place.prefill = heads_->prefill_shape();
+      }
+      places_[static_cast<size_t>(layer.layer)].push_back(place);
+    }
+  }
+}
+
 Result<std::unique_ptr<Model>> Decoder::Create(ModelConfig config, WeightSource& source,
-                                               kernels::Backend& backend) {
-  LACUNA_ASSIGN_OR_RETURN(DecoderWeights weights, LoadDecoderWeights(config, source, &backend));
-  std::unique_ptr<Decoder> decoder(new Decoder(std::move(config), std::move(weights), backend));
+                                               kernels::Backend& backend,
+                                               std::unique_ptr<HeadOrder> heads) {
+  LACUNA_ASSIGN_OR_RETURN(DecoderWeights weights,
+                          LoadDecoderWeights(config, source, &backend, heads.get()));
+  std::unique_ptr<Decoder> decoder(
+      new Decoder(std::move(config), std::move(weights), backend, std::move(heads)));
   const std::vector<float> cast(static_cast<size_t>(decoder->config_.hidden), kCastWeight);
   const int64_t bytes = static_cast<int64_t>(cast.size() * sizeof(float));
   kernels::Stream stream;
@@ -216,63 +237,74 @@ Status Decoder::AddBranch(const Linear& linear, const Parameter& norm, const Ten
                           run.stream);
 }
 
+Status Decoder::NormWhole(const DecoderLayer& weights, const TensorView& qkv, Run& run) {
+  const float eps = static_cast<float>(config_.norm_eps);
+  const int64_t q_columns = config_.q_heads * config_.head_dim;
+  const TensorView q = Columns(qkv, 0, q_columns);
+  const TensorView k = Columns(qkv, q_columns, config_.kv_heads * config_.head_dim);
+  LACUNA_RETURN_IF_ERROR(kernels::RmsNorm(
+      backend_, {.x = q, .weight = weights.q_norm.view, .out = q, .eps = eps}, run.stream));
+  return kernels::RmsNorm(backend_, {.x = k, .weight = weights.k_norm.view, .out = k, .eps = eps},
+                          run.stream);
+}
+
 Status Decoder::RopeAndAppend(int64_t layer, Run& run) {
-  const LayerPlace place = places_[static_cast<size_t>(layer)];
   const DecoderLayer& weights = weights_.layers[static_cast<size_t>(layer)];
-  const int64_t dim = config_.head_dim;
+  const int64_t dim = config_.head_dim, group = config_.q_heads / config_.kv_heads;
   const int64_t q_columns = config_.q_heads * dim, k_columns = config_.kv_heads * dim;
   const TensorView qkv =
       Matrix(run.workspace.qkv, backend_.act_dtype(), run.rows, q_columns + 2 * k_columns);
-  const float eps = static_cast<float>(config_.norm_eps);
   if (config_.family->qk_norm == QkNorm::kWhole) {
-    const TensorView q = Columns(qkv, 0, q_columns), k = Columns(qkv, q_columns, k_columns);
-    LACUNA_RETURN_IF_ERROR(kernels::RmsNorm(
-        backend_, {.x = q, .weight = weights.q_norm.view, .out = q, .eps = eps}, run.stream));
-    LACUNA_RETURN_IF_ERROR(kernels::RmsNorm(
-        backend_, {.x = k, .weight = weights.k_norm.view, .out = k, .eps = eps}, run.stream));
+    LACUNA_RETURN_IF_ERROR(NormWhole(weights, qkv, run));
   }
   const bool per_head = config_.family->qk_norm == QkNorm::kPerHead;
   const auto rope = static_cast<size_t>(config_.layer_rope[static_cast<size_t>(layer)]);
   const bool by_row = rope_tables_.empty();
   const int64_t table_rows = by_row ? run.rows : config_.context_tokens_max;
-  return kernels::RopeAppend(
-      backend_,
-      {.q = Heads(qkv, 0, config_.q_heads, dim),
-       .k = Heads(qkv, q_columns, config_.kv_heads, dim),
-       .v = Heads(qkv, q_columns + k_columns, config_.kv_heads, dim),
-       .q_norm = per_head ? weights.q_norm.view : TensorView(),
-       .k_norm = per_head ? weights.k_norm.view : TensorView(),
-       .norm_eps = eps,
-       .positions = by_row ? TensorView(run.workspace.row_index.data(), DType::kI32, {run.rows})
-                           : run.step.positions,
-       .cos_sin = Matrix(by_row ? run.workspace.cos_sin[rope] : rope_tables_[rope], DType::kF32,
-                         table_rows, ropes_[rope].rotary_dim()),
-       .interleaved = config_.family->interleaved_rope,
-       .slots = run.step.groups[static_cast<size_t>(place.group)].slots,
-       .pool = run.storage.pool(place.group, place.layer_in_group)},
-      run.stream);
+  for (const LayerPlace& place : places_[static_cast<size_t>(layer)]) {
+    const int64_t first = place.first_head * dim;
+    LACUNA_RETURN_IF_ERROR(kernels::RopeAppend(
+        backend_,
+        {.q = Heads(qkv, first * group, place.kv_heads * group, dim),
+         .k = Heads(qkv, q_columns + first, place.kv_heads, dim),
+         .v = Heads(qkv, q_columns + k_columns + first, place.kv_heads, dim),
+         .q_norm = per_head ? weights.q_norm.view : TensorView(),
+         .k_norm = per_head ? weights.k_norm.view : TensorView(),
+         .norm_eps = static_cast<float>(config_.norm_eps),
+         .positions = by_row ? TensorView(run.workspace.row_index.data(), DType::kI32, {run.rows})
+                             : run.step.positions,
+         .cos_sin = Matrix(by_row ? run.workspace.cos_sin[rope] : rope_tables_[rope], DType::kF32,
+                           table_rows, ropes_[rope].rotary_dim()),
+         .interleaved = config_.family->interleaved_rope,
+         .slots = run.step.groups[static_cast<size_t>(place.group)].slots,
+         .pool = run.storage.pool(place.group, place.layer_in_group)},
+        run.stream));
+  }
+  return OkStatus();
 }
 
-LayerAttention Decoder::AttentionOf(int64_t layer, const Run& run, bool last) const {
-  const LayerPlace place = places_[static_cast<size_t>(layer)];
-  const int64_t dim = config_.head_dim;
+LayerAttention Decoder::AttentionOf(int64_t layer, const LayerPlace& place, const Run& run,
+                                    bool last) const {
+  const int64_t dim = config_.head_dim, group = config_.q_heads / config_.kv_heads;
   const int64_t q_columns = config_.q_heads * dim;
+  const int64_t first = place.first_head * group * dim, q_heads = place.kv_heads * group;
   const DType act = backend_.act_dtype();
   const TensorView qkv =
       Matrix(run.workspace.qkv, act, run.rows, q_columns + 2 * config_.kv_heads * dim);
-  return {.step = run.step,
-          .layer = layer,
-          .layers = config_.layers,
-          .group = place.group,
-          .layer_in_group = place.layer_in_group,
-          .q = Heads(qkv, 0, config_.q_heads, dim),
-          .out = Heads(Matrix(run.workspace.attended, act, run.rows, q_columns), 0, config_.q_heads,
-                       dim),
-          .pool = run.storage.pool(place.group, place.layer_in_group),
-          .params = {.scale = static_cast<float>(config_.attention_scale),
-                     .softcap = static_cast<float>(config_.attention_softcap),
-                     .shape = {.window_tokens = config_.layer_window[static_cast<size_t>(layer)]}},
-          .last = last};
+  return {
+      .step = run.step,
+      .layer = layer,
+      .layers = config_.layers,
+      .group = place.group,
+      .layer_in_group = place.layer_in_group,
+      .q = Heads(qkv, first, q_heads, dim),
+      .out = Heads(Matrix(run.workspace.attended, act, run.rows, q_columns), first, q_heads, dim),
+      .pool = run.storage.pool(place.group, place.layer_in_group),
+      .params = {.scale = static_cast<float>(config_.attention_scale),
+                 .softcap = static_cast<float>(config_.attention_softcap),
+                 .shape = place.decode},
+      .prefill_shape = place.prefill,
+      .last = last};
 }
 
 Status Decoder::RunAttention(int64_t index, Run& run, bool last) {
@@ -294,10 +326,13 @@ Status Decoder::RunAttention(int64_t index, Run& run, bool last) {
     observer_->Observe(index, Heads(qkv, 0, config_.q_heads, dim),
                        Heads(qkv, q_columns, config_.kv_heads, dim), run.step.positions);
   }
-  const LayerAttention attention = AttentionOf(index, run, last);
-  LACUNA_RETURN_IF_ERROR(AppendLayerMetadata(backend_, attention, run.stream));
+  for (const LayerPlace& place : places_[static_cast<size_t>(index)]) {
+    const LayerAttention attention = AttentionOf(index, place, run, last);
+    LACUNA_RETURN_IF_ERROR(AppendLayerMetadata(backend_, attention, run.stream));
+    if (last && run.step.wanted.empty()) continue;
+    LACUNA_RETURN_IF_ERROR(AttendLayer(backend_, attention, run.stream));
+  }
   if (last && run.step.wanted.empty()) return OkStatus();
-  LACUNA_RETURN_IF_ERROR(AttendLayer(backend_, attention, run.stream));
   return AddBranch(layer.output, layer.norm_after_attention,
                    Matrix(run.workspace.attended, act, run.rows, q_columns), x, run);
 }

@@ -20,10 +20,12 @@ class Decoder final : public Model {
  public:
   // `config.context_tokens_max` bounds the positions; `backend` outlives the model.
   static Result<std::unique_ptr<Model>> Create(ModelConfig config, WeightSource& source,
-                                               kernels::Backend& backend);
+                                               kernels::Backend& backend,
+                                               std::unique_ptr<HeadOrder> heads = nullptr);
 
   const ModelInfo& info() const override { return info_; }
   const std::vector<kvcache::KvGroup>& groups() const override { return groups_; }
+  const HeadOrder* head_order() const override { return heads_.get(); }
   Result<std::unique_ptr<ModelWorkspace>> MakeWorkspace(int64_t rows_max,
                                                         int64_t logit_rows_max) override;
   Status Forward(const StepInputs& step, const kvcache::KvStorage& storage,
@@ -34,18 +36,24 @@ class Decoder final : public Model {
 
  private:
   struct Workspace;
-  struct LayerPlace {  // of a layer's keys and values
+  struct LayerPlace {  // of the keys and values of some heads of a layer
     int group = 0;
     int layer_in_group = 0;
+    int64_t first_head = 0, kv_heads = 0;
+    kernels::StaticShape decode, prefill;
   };
   struct Run;
 
-  Decoder(ModelConfig config, DecoderWeights weights, kernels::Backend& backend);
+  Decoder(ModelConfig config, DecoderWeights weights, kernels::Backend& backend,
+          std::unique_ptr<HeadOrder> heads);
+  void FillPlaces();
   // Makes rope_tables_, on a device with memory of its own.
   Status UploadRopeTables();
-  // Normed, rotated and appended to the pool of the layer.
+  // Normed, rotated and appended to the pools of the layer.
   Status RopeAndAppend(int64_t layer, Run& run);
-  LayerAttention AttentionOf(int64_t layer, const Run& run, bool last) const;
+  Status NormWhole(const DecoderLayer& weights, const TensorView& qkv, Run& run);
+  LayerAttention AttentionOf(int64_t layer, const LayerPlace& place, const Run& run,
+                             bool last) const;
   Status RunAttention(int64_t layer, Run& run, bool last);
   Status RunMlp(const DecoderLayer& layer, const TensorView& x, Run& run);
   // out = norm(x), or x itself in the activation type when the family has no norm here.
@@ -59,7 +67,8 @@ class Decoder final : public Model {
   kernels::Backend& backend_;
   ModelInfo info_;
   std::vector<kvcache::KvGroup> groups_;
-  std::vector<LayerPlace> places_;  // [layers]
+  std::unique_ptr<HeadOrder> heads_;
+  std::vector<std::vector<LayerPlace>> places_;  // [layers], one for each group of its heads
   std::vector<RopeTable> ropes_;
   // Per rope: [context_tokens_max, rotary_dim] f32, which rows find by their position. Empty on the
   // CPU, where the workspace holds a table of the step's rows instead.

@@ -31,22 +31,31 @@ struct Part final {
 
 class WeightLoader final {
  public:
-  WeightLoader(const ModelConfig& config, WeightSource& source, Backend* backend)
-      : config_(config), source_(source), backend_(backend) {}
+  WeightLoader(const ModelConfig& config, WeightSource& source, Backend* backend,
+               const HeadOrder* heads)
+      : config_(config), source_(source), backend_(backend), heads_(heads) {}
 
   Result<DecoderWeights> Load();
 
  private:
   Status LoadLayer(int64_t index, DecoderLayer& layer);
+  // Channels of the layer's query and key/value heads, in the order in which they are loaded.
+  void OrderChannels(int64_t layer);
   Status LoadAttention(const std::string& prefix, DecoderLayer& layer);
   Status LoadMlp(const std::string& prefix, DecoderLayer& layer);
-  Status LoadLinear(std::span<const Part> parts, int64_t columns, bool bias, Linear& out);
-  Status LoadNorm(const std::string& name, int64_t dim, Parameter& out);
+  // `rows`, `column_order`: which stored ones are loaded, in order; empty: as stored.
+  Status LoadLinear(std::span<const Part> parts, int64_t columns, bool bias, Linear& out,
+                    std::span<const int64_t> row_order = {},
+                    std::span<const int64_t> column_order = {});
+  Status LoadNorm(const std::string& name, int64_t dim, Parameter& out,
+                  std::span<const int64_t> order = {});
   Status LoadEmbedding();
   Status MakeRandomEmbedding(const RandomMatrix& random);
   Status LoadHead();
   // Stacks the parts; a single one needs no copy.
   Result<TensorView> Stack(std::span<const Part> parts, int64_t columns);
+  TensorView Ordered(const TensorView& weight, std::span<const int64_t> row_order,
+                     std::span<const int64_t> column_order);
   // f32 on the device.
   Status Upload(std::span<const float> values, Parameter& out);
   Status UploadBytes(const void* data, int64_t bytes, Parameter& out);
@@ -54,8 +63,10 @@ class WeightLoader final {
   const ModelConfig& config_;
   WeightSource& source_;
   Backend* backend_;
+  const HeadOrder* heads_;
+  std::vector<int64_t> q_channels_, kv_channels_, qkv_channels_;  // of the layer; empty: as stored
   DecoderWeights weights_;
-  std::vector<std::byte> stacked_;  // of the matrix that is being prepared
+  std::vector<std::byte> stacked_, ordered_;  // of the matrix that is being prepared
   kernels::Stream stream_;
 };
 
@@ -73,14 +84,16 @@ Status WeightLoader::Upload(std::span<const float> values, Parameter& out) {
   return OkStatus();
 }
 
-Status WeightLoader::LoadNorm(const std::string& name, int64_t dim, Parameter& out) {
+Status WeightLoader::LoadNorm(const std::string& name, int64_t dim, Parameter& out,
+                              std::span<const int64_t> order) {
   LACUNA_ASSIGN_OR_RETURN(const TensorView stored, source_.Get(name + ".weight", {dim}));
   weights_.parameters += dim;
   if (backend_ == nullptr) return OkStatus();
   std::vector<float> values(static_cast<size_t>(dim));
   for (int64_t i = 0; i < dim; ++i) {
     values[static_cast<size_t>(i)] =
-        ElementAt(stored, i) + (config_.family->norm_adds_one ? 1.0f : 0.0f);
+        ElementAt(stored, order.empty() ? i : order[static_cast<size_t>(i)]) +
+        (config_.family->norm_adds_one ? 1.0f : 0.0f);
   }
   return Upload(values, out);
 }
@@ -110,8 +123,31 @@ Result<TensorView> WeightLoader::Stack(std::span<const Part> parts, int64_t colu
   return TensorView(stacked_.data(), dtype, {rows, columns});
 }
 
+TensorView WeightLoader::Ordered(const TensorView& weight, std::span<const int64_t> row_order,
+                                 std::span<const int64_t> column_order) {
+  if (row_order.empty() && column_order.empty()) return weight;
+  const int64_t rows = weight.dim(0), columns = weight.dim(1);
+  const auto bytes = static_cast<int64_t>(DTypeBytes(weight.dtype()));
+  ordered_.resize(static_cast<size_t>(rows * columns * bytes));
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t from = row_order.empty() ? row : row_order[static_cast<size_t>(row)];
+    const std::byte* stored = weight.as<const std::byte>() + from * columns * bytes;
+    std::byte* to = ordered_.data() + row * columns * bytes;
+    if (column_order.empty()) {
+      std::memcpy(to, stored, static_cast<size_t>(columns * bytes));
+      continue;
+    }
+    for (const int64_t column : column_order) {
+      std::memcpy(to, stored + column * bytes, static_cast<size_t>(bytes));
+      to += bytes;
+    }
+  }
+  return TensorView(ordered_.data(), weight.dtype(), {rows, columns});
+}
+
 Status WeightLoader::LoadLinear(std::span<const Part> parts, int64_t columns, bool bias,
-                                Linear& out) {
+                                Linear& out, std::span<const int64_t> row_order,
+                                std::span<const int64_t> column_order) {
   int64_t rows = 0;
   for (const Part& part : parts) rows += part.rows;
   weights_.parameters += rows * columns;
@@ -122,7 +158,8 @@ Status WeightLoader::LoadLinear(std::span<const Part> parts, int64_t columns, bo
   } else if (!random) {
     LACUNA_ASSIGN_OR_RETURN(const TensorView weight, Stack(parts, columns));
     if (backend_ != nullptr) {
-      LACUNA_ASSIGN_OR_RETURN(out.weight, kernels::PrepareMatrix(*backend_, weight));
+      LACUNA_ASSIGN_OR_RETURN(
+          out.weight, kernels::PrepareMatrix(*backend_, Ordered(weight, row_order, column_order)));
     }
   }
   if (backend_ != nullptr) weights_.bytes += out.weight->bytes();
@@ -133,7 +170,32 @@ Status WeightLoader::LoadLinear(std::span<const Part> parts, int64_t columns, bo
     for (int64_t i = 0; i < part.rows; ++i) values.push_back(ElementAt(stored, i));
   }
   weights_.parameters += static_cast<int64_t>(values.size());
+  if (!row_order.empty()) {
+    const std::vector<float> stored = values;
+    for (size_t i = 0; i < values.size(); ++i)
+      values[i] = stored[static_cast<size_t>(row_order[i])];
+  }
   return backend_ != nullptr ? Upload(values, out.bias) : OkStatus();
+}
+
+void WeightLoader::OrderChannels(int64_t layer) {
+  q_channels_.clear();
+  kv_channels_.clear();
+  qkv_channels_.clear();
+  if (heads_ == nullptr) return;
+  const int64_t dim = config_.head_dim, group = config_.q_heads / config_.kv_heads;
+  const auto add = [&](std::vector<int64_t>& channels, int64_t first, int64_t count) {
+    for (int64_t i = first; i < first + count; ++i) channels.push_back(i);
+  };
+  for (const int32_t head : heads_->heads(layer)) {
+    add(q_channels_, head * group * dim, group * dim);
+    add(kv_channels_, head * dim, dim);
+  }
+  const int64_t q_rows = config_.q_heads * dim, kv_rows = config_.kv_heads * dim;
+  qkv_channels_ = q_channels_;
+  for (const int64_t first : {q_rows, q_rows + kv_rows}) {
+    for (const int64_t channel : kv_channels_) qkv_channels_.push_back(first + channel);
+  }
 }
 
 Status WeightLoader::LoadAttention(const std::string& prefix, DecoderLayer& layer) {
@@ -142,16 +204,18 @@ Status WeightLoader::LoadAttention(const std::string& prefix, DecoderLayer& laye
   std::vector<Part> qkv = {
       {prefix + "q_proj", q_rows}, {prefix + "k_proj", kv_rows}, {prefix + "v_proj", kv_rows}};
   if (config_.family->fused_qkv) qkv = {{prefix + "qkv_proj", q_rows + 2 * kv_rows}};
-  LACUNA_RETURN_IF_ERROR(LoadLinear(qkv, config_.hidden, config_.qkv_bias, layer.qkv));
+  LACUNA_RETURN_IF_ERROR(
+      LoadLinear(qkv, config_.hidden, config_.qkv_bias, layer.qkv, qkv_channels_));
   if (config_.family->qk_norm != QkNorm::kNone) {
     const bool whole = config_.family->qk_norm == QkNorm::kWhole;
-    LACUNA_RETURN_IF_ERROR(
-        LoadNorm(prefix + "q_norm", whole ? q_rows : config_.head_dim, layer.q_norm));
-    LACUNA_RETURN_IF_ERROR(
-        LoadNorm(prefix + "k_norm", whole ? kv_rows : config_.head_dim, layer.k_norm));
+    const std::span<const int64_t> stored;
+    LACUNA_RETURN_IF_ERROR(LoadNorm(prefix + "q_norm", whole ? q_rows : config_.head_dim,
+                                    layer.q_norm, whole ? q_channels_ : stored));
+    LACUNA_RETURN_IF_ERROR(LoadNorm(prefix + "k_norm", whole ? kv_rows : config_.head_dim,
+                                    layer.k_norm, whole ? kv_channels_ : stored));
   }
   const Part output = {prefix + "o_proj", config_.hidden};
-  return LoadLinear({&output, 1}, q_rows, config_.output_bias, layer.output);
+  return LoadLinear({&output, 1}, q_rows, config_.output_bias, layer.output, {}, q_channels_);
 }
 
 Status WeightLoader::LoadMlp(const std::string& prefix, DecoderLayer& layer) {
@@ -173,6 +237,7 @@ Status WeightLoader::LoadLayer(int64_t index, DecoderLayer& layer) {
   LACUNA_RETURN_IF_ERROR(norm(family.norm_after_attention, layer.norm_after_attention));
   LACUNA_RETURN_IF_ERROR(norm(family.norm_before_mlp, layer.norm_before_mlp));
   LACUNA_RETURN_IF_ERROR(norm(family.norm_after_mlp, layer.norm_after_mlp));
+  OrderChannels(index);
   LACUNA_RETURN_IF_ERROR(LoadAttention(prefix + "self_attn.", layer));
   return LoadMlp(prefix + "mlp.", layer);
 }
@@ -243,8 +308,8 @@ Result<DecoderWeights> WeightLoader::Load() {
 }  // namespace
 
 Result<DecoderWeights> LoadDecoderWeights(const ModelConfig& config, WeightSource& source,
-                                          Backend* backend) {
-  return WeightLoader(config, source, backend).Load();
+                                          Backend* backend, const HeadOrder* heads) {
+  return WeightLoader(config, source, backend, heads).Load();
 }
 
 }  // namespace lacuna::engine

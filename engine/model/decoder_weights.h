@@ -9,6 +9,7 @@
 
 #include "engine/loader/checkpoint.h"
 #include "engine/loader/model_config.h"
+#include "engine/model/head_order.h"
 #include "kernels/core/status.h"
 #include "kernels/core/tensor_view.h"
 #include "kernels/device/device.h"
@@ -48,7 +49,9 @@ struct DecoderWeights final {
 };
 
 // `backend` null: every tensor is asked for, so that names and shapes are checked, but none kept.
+// `heads`: the order in which each layer's heads are loaded; null: as stored.
 Result<DecoderWeights> LoadDecoderWeights(const ModelConfig& config, WeightSource& source,
-                                          kernels::Backend* backend);
+                                          kernels::Backend* backend,
+                                          const HeadOrder* heads = nullptr);
 
 }  // namespace lacuna::engine

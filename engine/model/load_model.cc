@@ -49,33 +49,70 @@ class RandomWeights final : public WeightSource {
 
 }  // namespace
 
-std::vector<kvcache::KvGroup> MakeKvGroups(const ModelConfig& config) {
+std::vector<kvcache::KvGroup> MakeKvGroups(const ModelConfig& config, const HeadOrder* heads) {
   std::vector<kvcache::KvGroup> groups;
-  for (size_t layer = 0; layer < config.layer_window.size(); ++layer) {
-    const int32_t window = config.layer_window[layer];
-    auto group = std::ranges::find(groups, window, &kvcache::KvGroup::window_tokens);
+  const auto add = [&](const kvcache::KvLayer& layer, const kernels::StaticShape& keeps) {
+    if (layer.kv_heads == 0) return;
+    auto group = std::ranges::find_if(groups, [&](const kvcache::KvGroup& one) {
+      return one.window_tokens == keeps.window_tokens && one.sink_tokens == keeps.sink_tokens;
+    });
     if (group == groups.end()) {
       groups.push_back({.layers = {},
                         .head_dim = static_cast<int32_t>(config.head_dim),
-                        .window_tokens = window});
+                        .window_tokens = keeps.window_tokens,
+                        .sink_tokens = keeps.sink_tokens});
       group = groups.end() - 1;
     }
-    group->layers.push_back({static_cast<int32_t>(layer), static_cast<int32_t>(config.kv_heads)});
+    group->layers.push_back(layer);
+  };
+  const auto kv_heads = static_cast<int32_t>(config.kv_heads);
+  for (int32_t layer = 0; layer < static_cast<int32_t>(config.layer_window.size()); ++layer) {
+    const int32_t window = config.layer_window[static_cast<size_t>(layer)];
+    const int32_t full = heads == nullptr ? kv_heads : heads->full_heads(layer);
+    add({layer, full}, {.window_tokens = window});
+    if (full == kv_heads) continue;
+    kernels::StaticShape keeps = heads->decode_shape();
+    keeps.window_tokens = std::max(keeps.window_tokens, heads->prefill_shape().window_tokens);
+    add({layer, kv_heads - full, full}, keeps);
   }
   return groups;
 }
 
+namespace {
+
+Result<std::unique_ptr<HeadOrder>> OrderOf(const ModelConfig& config,
+                                           const kvcache::SparsePlan* residency) {
+  if (residency == nullptr) return std::unique_ptr<HeadOrder>();
+  const kvcache::AttentionShape& shape = residency->shape;
+  if (shape.layers != config.layers || shape.kv_heads != config.kv_heads ||
+      shape.q_heads != config.q_heads) {
+    return InvalidArgument("residency " + residency->name + ": got a plan of another model");
+  }
+  for (const kvcache::HeadPlan& head : residency->heads) {
+    if (head.role == kvcache::HeadRole::kSpan) {
+      return InvalidArgument("residency " + residency->name +
+                             ": got heads with spans, need streaming ones: spans grow");
+    }
+  }
+  return std::make_unique<HeadOrder>(*residency);
+}
+
+}  // namespace
+
 Result<std::unique_ptr<Model>> LoadModel(const Folder& folder, kernels::Backend& backend,
-                                         int64_t context_tokens, bool bf16_rope) {
+                                         int64_t context_tokens, bool bf16_rope,
+                                         const kvcache::SparsePlan* residency) {
   LACUNA_ASSIGN_OR_RETURN(ModelConfig config, ReadConfig(folder));
+  LACUNA_ASSIGN_OR_RETURN(std::unique_ptr<HeadOrder> heads, OrderOf(config, residency));
   if (context_tokens > 0) {
     config.context_tokens_max = std::min(config.context_tokens_max, context_tokens);
   }
   config.bf16_rope = bf16_rope;
   const std::string_view architecture = config.family->architecture;
   LACUNA_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(folder));
-  LACUNA_ASSIGN_OR_RETURN(std::unique_ptr<Model> model,
-                          Decoder::Create(std::move(config), *checkpoint, backend));
+  LACUNA_ASSIGN_OR_RETURN(
+      std::unique_ptr<Model> model,
+      Decoder::Create(std::move(config), *checkpoint, backend, std::move(heads)));
   LACUNA_RETURN_IF_ERROR(checkpoint->CheckAllUsed(architecture));
   return model;
 }
@@ -93,12 +130,14 @@ Result<ModelConfig> ReadShape(const std::string& path) {
 }
 
 Result<std::unique_ptr<Model>> MakeRandomModel(ModelConfig config, uint64_t seed,
-                                               kernels::Backend& backend, int64_t context_tokens) {
+                                               kernels::Backend& backend, int64_t context_tokens,
+                                               const kvcache::SparsePlan* residency) {
+  LACUNA_ASSIGN_OR_RETURN(std::unique_ptr<HeadOrder> heads, OrderOf(config, residency));
   if (context_tokens > 0) {
     config.context_tokens_max = std::min(config.context_tokens_max, context_tokens);
   }
   RandomWeights weights(seed);
-  return Decoder::Create(std::move(config), weights, backend);
+  return Decoder::Create(std::move(config), weights, backend, std::move(heads));
 }
 
 Result<ModelSummary> SummarizeModel(const Folder& folder) {

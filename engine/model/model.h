@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "engine/model/attention_observer.h"
+#include "engine/model/head_order.h"
 #include "engine/model/sparse_step.h"
 #include "kernels/core/ids.h"
 #include "kernels/core/status.h"
@@ -69,6 +70,8 @@ class Model {
 
   virtual const ModelInfo& info() const = 0;
   virtual const std::vector<kvcache::KvGroup>& groups() const = 0;
+  // Null: every head keeps what its layer keeps, in the order of the checkpoint.
+  virtual const HeadOrder* head_order() const { return nullptr; }
   // For steps of at most rows_max rows, and Logits of at most logit_rows_max.
   virtual Result<std::unique_ptr<ModelWorkspace>> MakeWorkspace(int64_t rows_max,
                                                                 int64_t logit_rows_max) = 0;

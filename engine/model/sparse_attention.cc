@@ -48,7 +48,7 @@ class LayerRun final {
   }
 
  private:
-  // A layer with a window of its own is never sparse.
+  // Heads with a window of the layer's or of their group's are never sparse.
   bool windowed() const { return at_.params.shape.window_tokens > 0; }
   int64_t kv_heads() const { return at_.pool.kv_heads; }
   const LayerPlan& PlanOf(const SparsePlan& plan) const {
@@ -119,14 +119,28 @@ class LayerRun final {
             .pool = at_.pool,
             .chunks = ChunksOf(first, count),
             .lists = Sublist(lists_.prefill, first, count),
-            .params = at_.params,
+            .params = PrefillParams(),
             .out = at_.out,
             .lse = {}};
+  }
+
+  kernels::AttentionParams PrefillParams() const {
+    kernels::AttentionParams params = at_.params;
+    params.shape = at_.prefill_shape;
+    return params;
   }
 
   Status DenseChunks(int64_t first, int64_t count) {
     if (count <= 0) return OkStatus();
     return kernels::AttendPrefill(backend_, PrefillArgs(first, count), stream_);
+  }
+
+  // The first rows of scratch memory that has room for all query heads, as these heads use it.
+  TensorView Rows(const TensorView& scratch, int64_t rows) const {
+    if (scratch.empty()) return {};
+    if (scratch.rank() == 2)
+      return TensorView(scratch.data(), scratch.dtype(), {rows, at_.q.dim(1)});
+    return TensorView(scratch.data(), scratch.dtype(), {rows, at_.q.dim(1), at_.q.dim(2)});
   }
 
   Status SparseRows(const DecodeClass& rows) {
@@ -139,11 +153,11 @@ class LayerRun final {
     if (reads_lists) {
       args.lists = rows.lists.Lists(rows.rows * kv_heads());
       args.lists_per_row = static_cast<int>(kv_heads());
-      args.dropped_lse = rows.dropped_lse;
+      args.dropped_lse = Rows(rows.dropped_lse, rows.rows);
     }
     // A planner that attends without shapes loses nothing.
     const bool audits = rows.audited > 0 && (reads_lists || rows.shapes != nullptr);
-    if (audits) args.lse = step_.sparse->scratch.sparse_lse.Slice(0, rows.rows);
+    if (audits) args.lse = Rows(step_.sparse->scratch.sparse_lse, rows.rows);
     LACUNA_RETURN_IF_ERROR(kernels::AttendDecode(backend_, args, stream_));
     if (audits) LACUNA_RETURN_IF_ERROR(Audit(rows));
     return role == LayerRole::kPlanner ? Choose(rows) : OkStatus();
@@ -155,8 +169,10 @@ class LayerRun final {
     const LayerPlan& layer = PlanOf(plan);
     const bool chooses = select == rows.select;
     kernels::KeyChoices choices = rows.choices;
-    choices.masks += layer.slot * rows.slot_masks;
-    if (choices.queries != nullptr) choices.queries += layer.slot * rows.slot_queries;
+    const int64_t slot = rows.split_heads ? at_.layer : layer.slot;
+    choices.masks += slot * rows.slot_masks;
+    if (choices.queries != nullptr) choices.queries += slot * rows.slot_queries;
+    if (plan.decode.owner == kernels::OwnerKind::kKvHead) choices.owners = kv_heads();
     kernels::DecodePath path = plan.decode;
     if (!chooses) {  // neither by another layer's query, nor by metadata that only the source has
       path.refresh = kernels::RefreshKind::kEveryN;
@@ -167,7 +183,6 @@ class LayerRun final {
       return step_.metadata == nullptr ? kernels::MetadataPool{}
                                        : step_.metadata->Find(spec, at_.group, at_.layer_in_group);
     };
-    const int64_t q_heads = at_.q.dim(1);
     return kernels::SelectKeys(
         backend_,
         {.q = at_.q.Slice(rows.first, rows.rows),
@@ -178,13 +193,15 @@ class LayerRun final {
          .pages = Sublist(lists_.decode, rows.first, rows.rows),
          .path = path,
          .rows = select,
-         .thresholds = rows.thresholds == nullptr ? nullptr : rows.thresholds + at_.layer * q_heads,
+         .thresholds = rows.thresholds == nullptr
+                           ? nullptr
+                           : rows.thresholds + at_.layer * plan.shape.q_heads,
          .shapes = shapes,
          .scale = at_.params.scale,
          .choices = choices,
          .out = rows.lists,
-         .stats = chooses ? rows.stats : nullptr,
-         .dropped_lse = rows.dropped_lse},
+         .stats = chooses ? rows.stats + StatsOf(rows.rows, kv_heads(), rows.split_heads) : nullptr,
+         .dropped_lse = Rows(rows.dropped_lse, rows.rows)},
         stream_);
   }
 
@@ -227,13 +244,13 @@ class LayerRun final {
   Status Audit(const DecodeClass& rows) {
     const SparseScratch& scratch = step_.sparse->scratch;
     kernels::AttendDecodeArgs dense = DecodeArgs(rows.first, rows.audited);
-    dense.out = scratch.audit_out.Slice(0, rows.audited);
-    dense.lse = scratch.dense_lse.Slice(0, rows.audited);
+    dense.out = Rows(scratch.audit_out, rows.audited);
+    dense.lse = Rows(scratch.dense_lse, rows.audited);
     LACUNA_RETURN_IF_ERROR(kernels::AttendDecode(backend_, dense, stream_));
     return kernels::CompareAttention(backend_,
                                      {.sparse = at_.out.Slice(rows.first, rows.audited),
                                       .dense = dense.out,
-                                      .sparse_lse = scratch.sparse_lse.Slice(0, rows.audited),
+                                      .sparse_lse = Rows(scratch.sparse_lse, rows.audited),
                                       .dense_lse = dense.lse,
                                       .audits = rows.audits + AuditGroup(at_.layer, at_.layers),
                                       .stride = kAuditGroups},
@@ -248,18 +265,19 @@ class LayerRun final {
       return kernels::AttendPrefill(backend_, args, stream_);
     }
     const kernels::RangeArrays& room = at_.last ? chunks.last_ranges : chunks.ranges;
-    LACUNA_RETURN_IF_ERROR(kernels::SelectRanges(backend_,
-                                                 {.q = at_.q,
-                                                  .pool = at_.pool,
-                                                  .chunks = at_.last ? chunks.last : chunks.all,
-                                                  .lists = args.lists,
-                                                  .path = chunks.plan->prefill,
-                                                  .heads = chunks.heads + at_.layer * at_.q.dim(1),
-                                                  .shapes = args.shapes,
-                                                  .scale = at_.params.scale,
-                                                  .out = room,
-                                                  .stats = chunks.stats},
-                                                 stream_));
+    LACUNA_RETURN_IF_ERROR(kernels::SelectRanges(
+        backend_,
+        {.q = at_.q,
+         .pool = at_.pool,
+         .chunks = at_.last ? chunks.last : chunks.all,
+         .lists = args.lists,
+         .path = chunks.plan->prefill,
+         .heads = chunks.heads + at_.layer * chunks.plan->shape.q_heads,
+         .shapes = args.shapes,
+         .scale = at_.params.scale,
+         .out = room,
+         .stats = chunks.stats + StatsOf(count, at_.q.dim(1), chunks.split_heads)},
+        stream_));
     const kernels::KeyRanges ranges = room.Ranges();
     args.ranges = &ranges;
     LACUNA_RETURN_IF_ERROR(kernels::AttendPrefill(backend_, args, stream_));

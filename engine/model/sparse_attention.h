@@ -1,5 +1,6 @@
 // The attention of one layer of one step: dense rows and chunks, then class by class what plans
-// say. Without classes it is two dense ops. Engine thread.
+// say. Without classes it is two dense ops. Where the heads of a layer lie in two KvGroups, each
+// group's are attended apart. Engine thread.
 #pragma once
 
 #include <cstdint>
@@ -15,10 +16,11 @@ struct LayerAttention final {
   const StepInputs& step;
   int64_t layer = 0, layers = 0;
   int group = 0, layer_in_group = 0;
-  TensorView q, out;  // [rows, q_heads, head_dim] act
+  TensorView q, out;  // [rows, q_heads, head_dim] act; of the heads in `pool`
   kernels::KvPool pool;
-  kernels::AttentionParams params;
-  bool last = false;  // only rows of last_chunks are read afterwards
+  kernels::AttentionParams params;     // of decode rows
+  kernels::StaticShape prefill_shape;  // of chunks
+  bool last = false;                   // only rows of last_chunks are read afterwards
 };
 
 Status AttendLayer(kernels::Backend& backend, const LayerAttention& layer, kernels::Stream& stream);

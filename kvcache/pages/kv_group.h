@@ -11,7 +11,8 @@ namespace lacuna::kvcache {
 
 struct KvLayer final {
   int32_t layer = 0;
-  int32_t kv_heads = 0;  // heads of this layer that live in this group
+  int32_t kv_heads = 0;    // heads of this layer that live in this group
+  int32_t first_head = 0;  // they are neighbours, from this one on
 };
 
 struct KvGroup final {

@@ -80,8 +80,8 @@ Result<std::unique_ptr<MetadataStorage>> MetadataStorage::Create(
         pools.back().data = data;
         data += pools.back().Bytes();
         if (row == 0) continue;
-        pools.back().channels =
-            reinterpret_cast<const int16_t*>(storage->channels_[s].data()) + layer.layer * row;
+        pools.back().channels = reinterpret_cast<const int16_t*>(storage->channels_[s].data()) +
+                                layer.layer * row + layer.first_head * store.spec.channels;
       }
     }
     storage->memory_.push_back(std::move(buffer));
