@@ -132,7 +132,10 @@ std::unique_ptr<ApiContext> MakeApiContext(const ServerConfig& config, Stack& st
 
 // What is known of a model before its weights are there.
 struct OpenedModel final {
-  engine::ModelLoader load;  // of the folder, or random weights of a shape
+  // Of the folder, or random weights of a shape. The plan is AssemblyOptions.residency.
+  std::function<Result<std::unique_ptr<engine::Model>>(kernels::Backend&,
+                                                       const kvcache::SparsePlan*)>
+      load;
   engine::ModelConfig shape;
   std::optional<ArtefactText> artefacts;
 };
@@ -147,15 +150,15 @@ Result<OpenedModel> OpenModel(const ModelOptions& model, int64_t context_tokens,
   if (!dummy) {
     LACUNA_ASSIGN_OR_RETURN(opened.shape, FolderShape(*folder));
     LACUNA_ASSIGN_OR_RETURN(opened.artefacts, FolderArtefacts(*folder));
-    opened.load = [folder = std::move(folder), context_tokens](auto& backend) {
-      return engine::LoadModel(*folder, backend, context_tokens);
+    opened.load = [folder = std::move(folder), context_tokens](auto& backend, auto* residency) {
+      return engine::LoadModel(*folder, backend, context_tokens, /*bf16_rope=*/false, residency);
     };
     return opened;
   }
   LACUNA_ASSIGN_OR_RETURN(opened.shape, engine::ReadShape(model.path));
   served.name = std::filesystem::path(model.path).stem().string();
-  opened.load = [shape = opened.shape, context_tokens](auto& backend) {
-    return engine::MakeRandomModel(shape, kDummySeed, backend, context_tokens);
+  opened.load = [shape = opened.shape, context_tokens](auto& backend, auto* residency) {
+    return engine::MakeRandomModel(shape, kDummySeed, backend, context_tokens, residency);
   };
   return opened;
 }
@@ -197,7 +200,10 @@ int Load(const ServerConfig& config, const ServeOptions& options, Stack& stack, 
     return kExitConfig;
   }
   stack.sparse = std::move(*sparse);
-  auto assembly = engine::Assemble(std::move(*backend), model->load,
+  const auto load = [&](kernels::Backend& device) {
+    return model->load(device, stack.sparse->residency().get());
+  };
+  auto assembly = engine::Assemble(std::move(*backend), load,
                                    {.engine = config.engine,
                                     .kv = config.kv,
                                     .plans = stack.sparse->plans(),
