@@ -124,6 +124,7 @@ class SelectCall final {
   MetadataLayout layout_, refine_layout_;
   bool scores_keys_, normalises_, per_head_, chooses_, refines_;
   int32_t entry_tokens_;
+  int64_t slab_bytes_ = 0;  // of the metadata
   // Floats of one row's queries: as they are, as they are scored, and the sums of both.
   int64_t plain_floats_, scored_floats_, query_floats_;
   std::atomic<bool> overflowed_{false};

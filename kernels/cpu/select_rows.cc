@@ -38,6 +38,7 @@ SelectCall::SelectCall(const SelectKeysArgs& args, const SelectKernels& kernels,
   if (path.refine_metadata.any()) {
     refine_layout_ = MetadataLayout(path.refine_metadata, head_dim_, page_tokens_);
   }
+  if (!scores_keys_) slab_bytes_ = args.metadata.SlabBytes();
   entry_tokens_ = scores_keys_ ? 1 : layout_.entry_tokens;
   plain_floats_ = query_rows_ * head_dim_;
   scored_floats_ = scores_keys_ ? 0 : query_rows_ * layout_.vectors * layout_.width;

@@ -20,6 +20,7 @@ constexpr int kGroup = 16;
 constexpr int kHeads = kLanes == 16 ? 4 : 2;
 constexpr int kTile = 4;  // entries of score_vectors
 constexpr int64_t kLine = 64;
+constexpr int64_t kFetchPages = 4;
 
 inline const uint8_t* BytesOf(const std::byte* from) {
   return reinterpret_cast<const uint8_t*>(from);
@@ -30,42 +31,48 @@ inline float LoadBf16(const uint8_t* from) {
   return __builtin_bit_cast(float, static_cast<uint32_t>(bits) << 16);
 }
 
+// kTile entries: their codes and scales.
+struct VectorEntries final {
+  const uint8_t* codes[kTile];
+  const uint8_t* scales[kTile];
+};
+
 template <int kBits, int kCount>
-void VectorTile(const ScoreJob& job, const uint8_t* const* slabs, const int64_t* entries, int head,
-                float* to) {
+void VectorTile(const ScoreJob& job, const VectorEntries& entries, int head, float* to) {
   __m128 total[kCount];
   for (int h = 0; h < kCount; ++h) total[h] = _mm_setzero_ps();
+  const int64_t width = job.width;
+  const float* q = job.q + head * width;
+  const float* q_sums = job.q_sums + head;
+  int64_t codes_at = 0, scales_at = 0;
   for (int v = 0; v < job.vectors; ++v) {
-    const float* q = job.q + (v * job.heads + head) * job.width;
-    const uint8_t* codes[kTile];
-    float scales[kTile], zeros[kTile];
-    for (int i = 0; i < kTile; ++i) {
-      codes[i] = slabs[i] + (entries[i] * job.vectors + v) * job.row_bytes;
-      if constexpr (kBits < 16) {
-        const int64_t at = 2 * (v * job.entries + entries[i]);
-        scales[i] = LoadBf16(slabs[i] + job.scales_at + at);
-        zeros[i] = LoadBf16(slabs[i] + job.zeros_at + at);
-      }
-    }
     V sums[kTile][kCount] = {};
-    for (int c = 0; c < job.width; c += kGroup) {
+    for (int64_t c = 0; c < width; c += kGroup) {
       for (int lane = 0; lane < kGroup; lane += kLanes) {
         V heads[kCount];
-        for (int h = 0; h < kCount; ++h) heads[h] = LoadFloats(q + h * job.width + c + lane);
+        for (int h = 0; h < kCount; ++h) heads[h] = LoadFloats(q + h * width + c + lane);
         for (int i = 0; i < kTile; ++i) {
-          const V x = LoadCodes<kBits>(codes[i] + c * kBits / 8, lane);
+          const V x = LoadCodes<kBits>(entries.codes[i] + codes_at + c * kBits / 8, lane);
           for (int h = 0; h < kCount; ++h) sums[i][h] += x * heads[h];
         }
       }
     }
+    float scales[kTile], zeros[kTile];
+    for (int i = 0; kBits < 16 && i < kTile; ++i) {
+      scales[i] = LoadBf16(entries.scales[i] + scales_at);
+      zeros[i] = LoadBf16(entries.scales[i] + scales_at + 2 * job.entries * job.vectors);
+    }
     for (int h = 0; h < kCount; ++h) {
       __m128 each = SumEach(sums[0][h], sums[1][h], sums[2][h], sums[3][h]);
       if constexpr (kBits < 16) {
-        each = each * _mm_loadu_ps(scales) +
-               _mm_loadu_ps(zeros) * _mm_set1_ps(job.q_sums[v * job.heads + head + h]);
+        each = each * _mm_loadu_ps(scales) + _mm_loadu_ps(zeros) * _mm_set1_ps(q_sums[h]);
       }
       total[h] += each;
     }
+    codes_at += job.row_bytes;
+    scales_at += 2 * job.entries;
+    q += job.heads * width;
+    q_sums += job.heads;
   }
   for (int h = 0; h < kCount; ++h) {
     _mm_storeu_ps(to + (head + h) * job.stride, total[h] * _mm_set1_ps(job.scale));
@@ -73,34 +80,46 @@ void VectorTile(const ScoreJob& job, const uint8_t* const* slabs, const int64_t*
 }
 
 template <int kBits>
+void VectorHeads(const ScoreJob& job, const VectorEntries& entries, float* to) {
+  int head = 0;
+  for (; head + kHeads <= job.heads; head += kHeads) {
+    VectorTile<kBits, kHeads>(job, entries, head, to);
+  }
+  if constexpr (kHeads == 4) {
+    if (job.heads - head >= 2) {
+      VectorTile<kBits, 2>(job, entries, head, to);
+      head += 2;
+    }
+  }
+  if (head < job.heads) VectorTile<kBits, 1>(job, entries, head, to);
+}
+
+// Pages lie anywhere, so what the processor would not guess is fetched ahead. g++ drops calls of a
+// function that only prefetches, unless it inlines them first.
+__attribute__((always_inline)) inline void FetchPage(const ScoreJob& job, int64_t page) {
+  if (page >= job.pages) return;
+  const uint8_t* slab = BytesOf(job.slabs[page]);
+  const int64_t bytes = job.scales_at + 4 * job.entries * job.vectors;
+  for (int64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(slab + at);
+}
+
+template <int kBits>
 void ScoreVectorsOf(const ScoreJob& job) {
   const int64_t count = job.pages * job.entries;
-  const int64_t bytes = job.scales_at + 4 * job.entries * job.vectors;
+  const int64_t entry_bytes = job.vectors * job.row_bytes;
+  int64_t page = 0, entry = 0;
   for (int64_t first = 0; first < count; first += kTile) {
-    const uint8_t* slabs[kTile];
-    int64_t entries[kTile];
-    for (int i = 0; i < kTile; ++i) {
-      const int64_t e = first + i < count ? first + i : count - 1;
-      slabs[i] = BytesOf(job.slabs[e / job.entries]);
-      entries[i] = e % job.entries;
+    VectorEntries entries;
+    for (int i = 0; i < kTile; ++i) {  // past the end: the last one again
+      const uint8_t* slab = BytesOf(job.slabs[page]);
+      entries.codes[i] = slab + entry * entry_bytes;
+      entries.scales[i] = slab + job.scales_at + 2 * entry;
+      if (entry == 0) FetchPage(job, page + kFetchPages);
+      if (first + i + 1 >= count) continue;
+      entry = entry + 1 == job.entries ? 0 : entry + 1;
+      page += entry == 0 ? 1 : 0;
     }
-    const int64_t ahead = first / job.entries + 3;
-    if (ahead < job.pages) {
-      for (int64_t at = 0; at < bytes; at += kLine) {
-        __builtin_prefetch(BytesOf(job.slabs[ahead]) + at);
-      }
-    }
-    int head = 0;
-    for (; head + kHeads <= job.heads; head += kHeads) {
-      VectorTile<kBits, kHeads>(job, slabs, entries, head, job.scores + first);
-    }
-    if constexpr (kHeads == 4) {
-      if (job.heads - head >= 2) {
-        VectorTile<kBits, 2>(job, slabs, entries, head, job.scores + first);
-        head += 2;
-      }
-    }
-    if (head < job.heads) VectorTile<kBits, 1>(job, slabs, entries, head, job.scores + first);
+    VectorHeads<kBits>(job, entries, job.scores + first);
   }
 }
 

@@ -7,11 +7,14 @@ namespace lacuna::kernels::cpu {
 
 void SelectCall::FillPages(const Row& state, int64_t first_page, int64_t end_page, int64_t kv_head,
                            bool metadata, Worker& worker) const {
-  worker.slabs.clear();
+  const auto* slabs =
+      static_cast<const std::byte*>(metadata ? args_.metadata.data : args_.pool.data);
+  const int64_t bytes = metadata ? slab_bytes_ : args_.pool.SlabBytes();
+  worker.slabs.resize(static_cast<size_t>(end_page - first_page));
+  const int32_t* ids = args_.pages.pages + state.first_entry;
   for (int64_t page = first_page; page < end_page; ++page) {
-    const int32_t id = args_.pages.pages[state.first_entry + page];
-    worker.slabs.push_back(metadata ? args_.metadata.Slab(id, kv_head)
-                                    : args_.pool.Slab(id, kv_head));
+    worker.slabs[static_cast<size_t>(page - first_page)] =
+        slabs + (ids[page] * kv_heads_ + kv_head) * bytes;
   }
 }
 
