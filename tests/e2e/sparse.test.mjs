@@ -159,6 +159,55 @@ test('a default of the server', async () => {
   }
 });
 
+test('64 streams of ten profiles and dense say what each says alone', async () => {
+  const own = await startServer({ 'engine.deterministic': true });
+  try {
+    const sparse = {
+      dense: { mode: 'dense' },
+      quest: { profile: 'quest', budget_tokens: 512 },
+      ...Object.fromEntries(['delta', 'kinetics', 'lacuna-fast', 'lessismore', 'streamingllm',
+        'tidaldecode', 'tokenselect', 'twilight-quest', 'xattention']
+        .map((profile) => [profile, { profile }])),
+    };
+    const names = Object.keys(sparse);
+    const text = async (name) => {
+      const { status, json } = await call(own, '/v1/completions',
+        { ...ask(sparse[name]), model: own.model });
+      assert.equal(status, 200, JSON.stringify(json));
+      return json.choices[0].text;
+    };
+    const alone = new Map();
+    for (const name of names) alone.set(name, await text(name));
+    await Promise.all(Array.from({ length: 64 }, async (_, i) => {
+      const name = names[i % names.length];
+      assert.equal(await text(name), alone.get(name), name);
+    }));
+    await expectIdle(own, assert);
+  } finally {
+    await own.stop();
+  }
+});
+
+test('streaming heads that are not stored bind every request', async () => {
+  const own = await startServer(
+    { 'sparse.profile': 'lserve', 'sparse.store_streaming_heads': false });
+  const stored = await startServer({ 'sparse.profile': 'lserve' });
+  try {
+    const post = (at, sparse) => call(at, '/v1/completions', { ...ask(sparse), model: at.model });
+    const reply = await post(own);
+    assert.equal(reply.status, 200, reply.text);
+    assert.equal(reply.json.choices[0].text, (await post(stored)).json.choices[0].text);
+    for (const sparse of [{ mode: 'dense' }, { profile: 'quest' }]) {
+      const refused = await post(own, sparse);
+      assert.equal(refused.status, 400);
+      assert.match(refused.json.error.message, /store_streaming_heads/);
+    }
+  } finally {
+    await own.stop();
+    await stored.stop();
+  }
+});
+
 test('a bad default ends the start with one line', () => {
   const { status, stderr, stdout } = spawnSync(
     binary, ['serve', '--port', '0', '--grpc-port', '0', '--sparse-profile', 'qest'],
