@@ -122,6 +122,9 @@ Result<Assembly> Assemble(std::unique_ptr<kernels::Backend> backend, const Model
     return Explained(model.status(), "weights", "serve a smaller model, or free the memory");
   }
   assembly.model = std::move(*model);
+  if ((options.residency != nullptr) != (assembly.model->head_order() != nullptr)) {
+    return InternalError("the model was not loaded for the residency that it is served with");
+  }
   const ExecutorLimits limits{.step_tokens_max = options.engine.step_tokens_max,
                               .running_max = options.engine.running_max,
                               .logit_rows_max = options.engine.running_max,
@@ -139,7 +142,8 @@ Result<Assembly> Assemble(std::unique_ptr<kernels::Backend> backend, const Model
   const std::string kv_advice = "lower kv.pool_bytes or kv.memory_share";
   if (!storage.ok()) return Explained(storage.status(), "KV cache", kv_advice);
   assembly.storage = std::move(*storage);
-  std::vector<kvcache::MetadataStore> stores = StoresOf(options);
+  std::vector<kvcache::MetadataStore> stores =
+      ArrangedStores(StoresOf(options), assembly.model->head_order());
   if (!stores.empty()) {
     auto metadata =
         kvcache::MetadataStorage::Create(assembly.backend->device(), assembly.model->groups(),

@@ -19,4 +19,13 @@ HeadOrder::HeadOrder(const kvcache::SparsePlan& residency) : kv_heads_(residency
   }
 }
 
+std::vector<kvcache::MetadataStore> ArrangedStores(std::vector<kvcache::MetadataStore> stores,
+                                                   const HeadOrder* order) {
+  for (kvcache::MetadataStore& store : stores) {
+    if (order != nullptr)
+      store.channels = order->Arranged(std::span<const int16_t>(store.channels));
+  }
+  return stores;
+}
+
 }  // namespace lacuna::engine

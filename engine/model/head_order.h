@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kvcache/sparse/plan.h"
+#include "kvcache/sparse/plan_storage.h"
 
 namespace lacuna::engine {
 
@@ -51,5 +52,9 @@ class HeadOrder final {
   std::vector<int32_t> full_;   // [layers]
   kernels::StaticShape decode_shape_, prefill_shape_;
 };
+
+// The stores with their tables in the order of a model's heads (null: as they are).
+std::vector<kvcache::MetadataStore> ArrangedStores(std::vector<kvcache::MetadataStore> stores,
+                                                   const HeadOrder* order);
 
 }  // namespace lacuna::engine

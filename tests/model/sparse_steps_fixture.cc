@@ -81,9 +81,23 @@ kvcache::SparseProfile ChangedProfile(const std::string& name, Dials dials) {
   return profile;
 }
 
-void SparseSteps::SetUp() { Make({}); }
+void SparseSteps::SetUp() {
+  Make({});
+  const ModelInfo& info = model_->info();
+  shape_ = {.layers = static_cast<int32_t>(info.layers),
+            .q_heads = static_cast<int32_t>(info.q_heads),
+            .kv_heads = static_cast<int32_t>(info.kv_heads),
+            .head_dim = static_cast<int32_t>(info.head_dim),
+            .page_tokens = static_cast<int32_t>(GetParam().page_tokens),
+            .layer_window_tokens = std::vector<int32_t>(static_cast<size_t>(info.layers))};
+  for (const kvcache::KvGroup& group : model_->groups()) {
+    for (const kvcache::KvLayer& layer : group.layers) {
+      shape_.layer_window_tokens[static_cast<size_t>(layer.layer)] = group.window_tokens;
+    }
+  }
+}
 
-void SparseSteps::Make(const std::vector<PlanPtr>& plans, Wrap wrap) {
+void SparseSteps::Make(const std::vector<PlanPtr>& plans, Wrap wrap, PlanPtr residency) {
   executor_.reset();
   model_.reset();
   auto backend = kernels::MakeBackend(
@@ -97,7 +111,7 @@ void SparseSteps::Make(const std::vector<PlanPtr>& plans, Wrap wrap) {
   const auto folder =
       Folder::Open(name == "recall-12m" ? "models/recall-12m" : "tests/data/golden/" + name);
   ASSERT_TRUE(folder.ok()) << folder.status().ToString();
-  auto model = LoadModel(**folder, *backend_, kContext);
+  auto model = LoadModel(**folder, *backend_, kContext, /*bf16_rope=*/false, residency.get());
   ASSERT_TRUE(model.ok()) << model.status().ToString();
   model_ = std::move(*model);
   const std::vector<int64_t> pages(model_->groups().size(), kPages);
@@ -107,9 +121,9 @@ void SparseSteps::Make(const std::vector<PlanPtr>& plans, Wrap wrap) {
   storage_ = std::move(*storage);
   std::vector<const kvcache::SparsePlan*> plain;
   for (const PlanPtr& plan : plans) plain.push_back(plan.get());
-  auto metadata =
-      kvcache::MetadataStorage::Create(backend_->device(), model_->groups(), pages,
-                                       GetParam().page_tokens, kvcache::MetadataStores(plain));
+  auto metadata = kvcache::MetadataStorage::Create(
+      backend_->device(), model_->groups(), pages, GetParam().page_tokens,
+      ArrangedStores(kvcache::MetadataStores(plain), model_->head_order()));
   ASSERT_TRUE(metadata.ok()) << metadata.status().ToString();
   metadata_ = std::move(*metadata);
   auto executor = MakeExecutor(*model_, *backend_,
@@ -122,26 +136,15 @@ void SparseSteps::Make(const std::vector<PlanPtr>& plans, Wrap wrap) {
   ASSERT_TRUE(executor_->Attach(*storage_, metadata_.get()).ok());
 }
 
-kvcache::AttentionShape SparseSteps::Shape() const {
-  const ModelInfo& info = model_->info();
-  kvcache::AttentionShape shape{
-      .layers = static_cast<int32_t>(info.layers),
-      .q_heads = static_cast<int32_t>(info.q_heads),
-      .kv_heads = static_cast<int32_t>(info.kv_heads),
-      .head_dim = static_cast<int32_t>(info.head_dim),
-      .page_tokens = static_cast<int32_t>(GetParam().page_tokens),
-      .layer_window_tokens = std::vector<int32_t>(static_cast<size_t>(info.layers))};
-  for (const kvcache::KvGroup& group : model_->groups()) {
-    for (const kvcache::KvLayer& layer : group.layers) {
-      shape.layer_window_tokens[static_cast<size_t>(layer.layer)] = group.window_tokens;
-    }
-  }
-  return shape;
+PlanPtr SparseSteps::Resolve(const kvcache::SparseProfile& profile) const {
+  return Resolve(profile, kvcache::MakeArtefacts(Shape()).head_scores);
 }
 
-PlanPtr SparseSteps::Resolve(const kvcache::SparseProfile& profile) const {
+PlanPtr SparseSteps::Resolve(const kvcache::SparseProfile& profile,
+                             const std::vector<float>& head_scores) const {
   const kvcache::AttentionShape shape = Shape();
   kvcache::SparseArtefacts artefacts = kvcache::MakeArtefacts(shape);
+  artefacts.head_scores = head_scores;
   if (profile.prefill_select.vertical_tokens == kLots) {
     for (kernels::HeadPattern& pattern : artefacts.patterns) pattern.a = pattern.b = kLots;
     for (kvcache::HeadSpan& span : artefacts.spans) span = {.alpha = kLots, .beta = 0};
@@ -196,8 +199,20 @@ StepSequence SparseSteps::Step(TestSequence& sequence, size_t begin, size_t end,
                      : std::max<int64_t>(static_cast<int64_t>(begin) - group.window_tokens + 1, 0);
     const size_t skip = static_cast<size_t>(key) / page_tokens;
     const size_t count = (end + page_tokens - 1) / page_tokens - skip;
-    sequence.spans.push_back({std::span<const int32_t>(sequence.pages).subspan(skip, count),
-                              std::span<const int32_t>(sequence.logical).subspan(skip, count)});
+    if (group.sink_tokens == 0) {
+      sequence.spans.push_back({std::span<const int32_t>(sequence.pages).subspan(skip, count),
+                                std::span<const int32_t>(sequence.logical).subspan(skip, count)});
+      continue;
+    }
+    const size_t sinks = (static_cast<size_t>(group.sink_tokens) + page_tokens - 1) / page_tokens;
+    sequence.held_pages.clear();
+    sequence.held_logical.clear();
+    for (size_t page = 0; page < skip + count; ++page) {
+      if (page >= sinks && page < skip) continue;
+      sequence.held_pages.push_back(sequence.pages[page]);
+      sequence.held_logical.push_back(static_cast<int32_t>(page));
+    }
+    sequence.spans.push_back({sequence.held_pages, sequence.held_logical});
   }
   return {.tokens = std::span<const TokenId>(sequence.tokens).subspan(begin, end - begin),
           .first_position = static_cast<int32_t>(begin),

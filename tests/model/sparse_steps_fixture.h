@@ -27,6 +27,7 @@ kvcache::SparseProfile ChangedProfile(const std::string& name, Dials dials);
 struct TestSequence final {
   std::vector<TokenId> tokens;
   std::vector<int32_t> pages, logical;
+  std::vector<int32_t> held_pages, held_logical;  // of a group of streaming heads
   std::vector<kvcache::PageSpan> spans;
   PlanPtr plan;  // null: dense
   int32_t prompt_tokens = 0;
@@ -48,11 +49,15 @@ class SparseSteps : public testing::TestWithParam<SparseCase> {
 
   // `wrap` may put something between the model and the CPU.
   using Wrap = std::unique_ptr<kernels::Backend> (*)(std::unique_ptr<kernels::Backend>);
-  void Make(const std::vector<PlanPtr>& plans, Wrap wrap = nullptr);
+  // `residency`: its streaming heads keep only what they see.
+  void Make(const std::vector<PlanPtr>& plans, Wrap wrap = nullptr, PlanPtr residency = nullptr);
   // The model is there from SetUp on.
   void SetUp() override;
-  kvcache::AttentionShape Shape() const;
+  const kvcache::AttentionShape& Shape() const { return shape_; }
   PlanPtr Resolve(const kvcache::SparseProfile& profile) const;
+  // Streaming are the heads whose score is below that of the others.
+  PlanPtr Resolve(const kvcache::SparseProfile& profile,
+                  const std::vector<float>& head_scores) const;
   std::vector<PlanPtr> Plans(Dials dials) const;
 
   // Pages from `first` on, one after the other by `stride`.
@@ -69,6 +74,7 @@ class SparseSteps : public testing::TestWithParam<SparseCase> {
   // of every later one. All sequences share steps, those that are longer run on alone.
   std::vector<std::vector<float>> Generate(std::vector<TestSequence*> sequences);
 
+  kvcache::AttentionShape shape_;
   std::unique_ptr<kernels::Backend> backend_;
   std::unique_ptr<Model> model_;
   std::unique_ptr<kvcache::KvStorage> storage_;
