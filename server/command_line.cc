@@ -237,6 +237,8 @@ void AddEval(CLI::App& app, int& exit_code) {
   command->add_option("--tasks", options->tasks, "Only these tasks")->delimiter(',');
   command->add_option("--limit", options->limit, "Most questions, from each task in turn; 0: all")
       ->check(CLI::Range(0, 1 << 24));
+  command->add_option("--reference", options->reference,
+                      R"({"TASK@TOKENS": share right}: exit 1 when dense is 2 points below it)");
   command->add_option("--out", options->out,
                       "Folder for report.json, report.md, index.html and answers.jsonl");
   command->add_flag("--resume", options->resume, "Ask only what the folder's answers lack");

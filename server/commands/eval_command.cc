@@ -15,6 +15,7 @@
 #include "server/commands/server_process.h"
 #include "server/eval/figures.h"
 #include "server/eval/html_report.h"
+#include "server/eval/reference.h"
 #include "server/eval/runner.h"
 #include "server/eval/tables.h"
 
@@ -25,6 +26,7 @@ namespace asio = boost::asio;
 namespace fs = std::filesystem;
 
 constexpr int kOk = 0, kFailed = 1, kBad = 2, kNoServer = 3;
+constexpr double kReferenceSlackPoints = 2;
 constexpr const char* kAnswersFile = "answers.jsonl";
 
 int Fail(int code, const Status& status, std::ostream& err) {
@@ -56,6 +58,12 @@ Result<std::vector<EvalQuestion>> ReadQuestions(const EvalOptions& options) {
   LACUNA_ASSIGN_OR_RETURN(const std::string text, ReadTextFile(options.suite));
   LACUNA_ASSIGN_OR_RETURN(std::vector<EvalQuestion> suite, ParseSuite(text, options.suite));
   return ChooseQuestions(std::move(suite), {options.lengths, options.tasks, options.limit});
+}
+
+Result<EvalReference> ReadReference(const std::string& path) {
+  if (path.empty()) return EvalReference{};
+  LACUNA_ASSIGN_OR_RETURN(const std::string text, ReadTextFile(path));
+  return ParseReference(text, path);
 }
 
 Result<std::vector<EvalRecord>> ReadAnswers(const fs::path& file) {
@@ -173,10 +181,11 @@ std::string Now() {
 class Evaluation final {
  public:
   Evaluation(const EvalOptions& options, std::vector<EvalQuestion> questions,
-             std::vector<EvalRecord> records, OutFolder folder, std::ostream& out,
-             std::ostream& err)
+             EvalReference reference, std::vector<EvalRecord> records, OutFolder folder,
+             std::ostream& out, std::ostream& err)
       : options_(options),
         questions_(std::move(questions)),
+        reference_(std::move(reference)),
         records_(std::move(records)),
         folder_(std::move(folder)),
         out_(out),
@@ -208,11 +217,14 @@ class Evaluation final {
       report.notes.push_back("Times are of " + std::to_string(options_.concurrency) +
                              " prompts at once.");
     }
+    const ReferenceVerdict verdict = CompareWithReference(report, reference_);
+    if (!reference_.empty()) report.notes.push_back(verdict.note);
     out_ << EvalText(report);
     const Status written = folder_.Write(report);
     if (!written.ok()) return Fail(kBad, written, err_);
     if (!asked.ok()) return Fail(kNoServer, asked, err_);
-    return report.failures.empty() ? kOk : kFailed;
+    const bool worse = verdict.missing_points() > kReferenceSlackPoints;
+    return report.failures.empty() && !worse ? kOk : kFailed;
   }
 
  private:
@@ -241,6 +253,7 @@ class Evaluation final {
 
   const EvalOptions& options_;
   const std::vector<EvalQuestion> questions_;
+  const EvalReference reference_;
   std::vector<EvalRecord> records_;
   OutFolder folder_;
   std::ostream& out_;
@@ -254,6 +267,8 @@ int RunEvalCommand(const EvalOptions& options, std::ostream& out, std::ostream& 
   if (!sane.ok()) return Fail(kBad, sane, err);
   Result<std::vector<EvalQuestion>> questions = ReadQuestions(options);
   if (!questions.ok()) return Fail(kBad, questions.status(), err);
+  Result<EvalReference> reference = ReadReference(options.reference);
+  if (!reference.ok()) return Fail(kBad, reference.status(), err);
   if (!options.url.empty()) {
     const Result<Url> url = ParseUrl(options.url);
     if (!url.ok()) return Fail(kBad, url.status(), err);
@@ -268,8 +283,8 @@ int RunEvalCommand(const EvalOptions& options, std::ostream& out, std::ostream& 
     if (!started.ok()) return Fail(kNoServer, started.status(), err);
     server = std::move(*started);
   }
-  Evaluation evaluation(options, std::move(*questions), std::move(records), std::move(*folder), out,
-                        err);
+  Evaluation evaluation(options, std::move(*questions), std::move(*reference), std::move(records),
+                        std::move(*folder), out, err);
   return evaluation.Run(server == nullptr ? options.url : server->url());
 }
 

@@ -16,8 +16,9 @@ struct EvalOptions final {
   std::vector<int64_t> lengths;       // these three as EvalChoice
   std::vector<std::string> tasks;
   int64_t limit = 0;
-  std::string out;      // folder for report.json, report.md, index.html, answers.jsonl; may be ""
-  bool resume = false;  // asks only what the folder's answers.jsonl lacks
+  std::string reference;  // JSON file of EvalReference; may be ""
+  std::string out;        // folder for report.json, report.md, index.html, answers.jsonl; may be ""
+  bool resume = false;    // asks only what the folder's answers.jsonl lacks
   int64_t max_tokens = 64;
   int64_t concurrency = 1;
   bool quiet = false;  // no progress bar
@@ -27,7 +28,8 @@ struct EvalOptions final {
   std::vector<std::string> overrides;
 };
 
-// Tables go to `out`, progress and errors to `err`. 0; 1 a request failed; 2 an option or a file is
+// Tables go to `out`, progress and errors to `err`. 0; 1 a request failed, or dense
+// is more than 2 points below the reference; 2 an option or a file is
 // bad; 3 there is no server, or it went away.
 int RunEvalCommand(const EvalOptions& options, std::ostream& out, std::ostream& err);
 

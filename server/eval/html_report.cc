@@ -23,16 +23,17 @@ constexpr const char* kHead = R"(<!doctype html>
   :root { --ground: #15171a; --ink: #e8eaed; --quiet: #9aa1ab; --line: #2c3036;
     --c0: #838b96; --c1: #6aa9ff; --c2: #f0955a; --c3: #67c587; --c4: #b98cf2; }
 }
-body { margin: 0 auto; padding: 24px; max-width: 1460px; background: var(--ground); color: var(--ink);
+body { margin: 0 auto; padding: 24px; max-width: 1120px; background: var(--ground); color: var(--ink);
   font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 24px; margin: 0 0 4px; }
 h2 { font-size: 17px; margin: 32px 0 8px; }
 p, li { max-width: 80ch; }
 .about { color: var(--quiet); margin: 0 0 16px; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(380px, 1fr)); gap: 16px; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(400px, 1fr)); gap: 16px; }
 .plots > div { border: 1px solid var(--line); border-radius: 6px; padding: 6px; }
 svg { display: block; width: 100%; height: auto; }
 svg text { fill: var(--quiet); font: 11px system-ui, sans-serif; }
+svg .label { paint-order: stroke; stroke: var(--ground); stroke-width: 3px; }
 svg .title { fill: var(--ink); font-size: 13px; font-weight: 600; }
 svg .label.c1, svg .label.c2, svg .label.c3, svg .label.c4 { fill: var(--ink); }
 svg .grid { stroke: var(--line); }
@@ -75,9 +76,12 @@ int ColorOf(const std::string& profile) {
 struct Axis final {
   std::optional<double> EvalFigures::*share;
   const char* name;
+  const char* dial;  // scales it; budgets of other dials leave it as it is
 };
-constexpr Axis kDecode{&EvalFigures::decode_read, "share of pages read in decode"};
-constexpr Axis kPrefill{&EvalFigures::prefill_read, "share of blocks read in prefill"};
+constexpr Axis kDecode{&EvalFigures::decode_read, "share of pages read in decode",
+                       "budget_fraction"};
+constexpr Axis kPrefill{&EvalFigures::prefill_read, "share of blocks read in prefill",
+                        "prefill_fraction"};
 
 using ValueOf = std::optional<double> (*)(const EvalFigures&);
 
@@ -95,7 +99,7 @@ std::vector<PlotPoint> Points(const EvalReport& report, int64_t length, const Ax
   std::vector<PlotPoint> points;
   for (const EvalVariant& variant : report.variants) {
     const EvalFigures* f = report.Find(variant.label, length);
-    if (f == nullptr) continue;
+    if (f == nullptr || (variant.fraction > 0 && !variant.sparse.contains(axis.dial))) continue;
     const bool dense = variant.label == kEvalDense;
     const std::optional<double> share = dense ? 1.0 : f->*axis.share;
     const std::optional<double> value = value_of(*f);
@@ -140,14 +144,17 @@ std::string SpeedPlot(const EvalReport& report, int64_t length, const Axis& axis
 std::string Plots(const EvalReport& report) {
   std::string html;
   for (const int64_t length : report.lengths) {
-    html += AccuracyPlot(report, length, kDecode);
-    html += SpeedPlot(report, length, kDecode, "Decode speed",
-                      [](const EvalFigures& f) { return f.decode_speedup; });
-    html += AccuracyPlot(report, length, kPrefill);
-    html += SpeedPlot(report, length, kPrefill, "Time to the first token",
-                      [](const EvalFigures& f) { return f.ttft_speedup; });
+    std::string plots = AccuracyPlot(report, length, kDecode);
+    plots += SpeedPlot(report, length, kDecode, "Decode speed",
+                       [](const EvalFigures& f) { return f.decode_speedup; });
+    plots += AccuracyPlot(report, length, kPrefill);
+    plots += SpeedPlot(report, length, kPrefill, "Time to the first token",
+                       [](const EvalFigures& f) { return f.ttft_speedup; });
+    if (plots.empty()) continue;
+    html.append("<h2>").append(std::to_string(length)).append(" tokens</h2>\n");
+    html.append("<div class=\"plots\">\n").append(plots).append("</div>\n");
   }
-  return html.empty() ? "" : "<div class=\"plots\">\n" + html + "</div>\n";
+  return html;
 }
 
 std::string Legend(const EvalReport& report) {

@@ -85,12 +85,12 @@ class Maker final {
                            Random& random) const {
     int64_t keys = task == "needle" ? kNeedleKeys : kKeys[random.Below(std::size(kKeys))];
     // Facts are to be found: they are at most half of a prompt.
-    FactSheet sheet = MakeFacts(task, keys, random);
+    FactSheet sheet = MakeFacts(task, keys, number, random);
     while (true) {
       LACUNA_ASSIGN_OR_RETURN(const int64_t facts, FactTokens(sheet));
       if (facts <= length / 2 || keys == 1) break;
       keys = std::max<int64_t>(keys / 2, 1);
-      sheet = MakeFacts(task, keys, random);
+      sheet = MakeFacts(task, keys, number, random);
     }
     const int64_t first = random.Below(static_cast<int64_t>(tokens_.size()));
     LACUNA_ASSIGN_OR_RETURN(const std::string prompt, Fit(sheet, length, first, random.Next()));

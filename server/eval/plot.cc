@@ -10,7 +10,7 @@ namespace lacuna::server {
 namespace {
 
 constexpr double kWidth = 460, kHeight = 320;
-constexpr double kLeft = 52, kRight = 16, kTop = 34, kBottom = 44;
+constexpr double kLeft = 52, kRight = 24, kTop = 34, kBottom = 44;
 constexpr double kXMin = 0.01, kXMax = 1.0;
 constexpr double kCharWidth = 5.8, kLineHeight = 12;  // of a label, about
 constexpr int kShapes = 4;

@@ -268,9 +268,9 @@ FactSheet BioFacts(int64_t people, Random& random) {
 
 std::span<const std::string_view> SuiteTasks() { return kTasks; }
 
-FactSheet MakeFacts(std::string_view task, int64_t keys, Random& random) {
+FactSheet MakeFacts(std::string_view task, int64_t keys, int64_t number, Random& random) {
   FactSheet sheet;
-  const bool first = random.Below(2) == 0;
+  const bool first = number % 2 == 0;
   if (task == "needle") sheet = first ? PassKeyFacts(keys, random) : PlaceFacts(keys, random);
   if (task == "multi_key") sheet = MagicFacts(keys, /*several=*/false, random);
   if (task == "multi_value") sheet = MagicFacts(keys, /*several=*/true, random);

@@ -23,7 +23,8 @@ struct FactSheet final {
 // a register; bios: what a person has or is.
 std::span<const std::string_view> SuiteTasks();
 
-// `task` is one of SuiteTasks; `keys`: how many things the facts are about, at least 1.
-FactSheet MakeFacts(std::string_view task, int64_t keys, Random& random);
+// `task` is one of SuiteTasks; `keys`: how many things the facts are about, at least 1. Tasks of
+// two kinds take turns by `number`.
+FactSheet MakeFacts(std::string_view task, int64_t keys, int64_t number, Random& random);
 
 }  // namespace lacuna::server
