@@ -1,0 +1,329 @@
+// Same answer by different roads, with sparse attention: the real engine, executor and CPU backend,
+// temperature 0, deterministic mode. Tokens and the bits of their log probabilities are equal
+// whether a prompt is chunked, found in the cache, computed again after preemption, or shares its
+// steps with other profiles; statistics prove that the road was taken and that it was sparse.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "engine/assemble.h"
+#include "engine/model/load_model.h"
+#include "kernels/make_backend.h"
+#include "kvcache/sparse/resolve.h"
+#include "tests/device/split_backend.h"
+#include "tests/kvcache/sparse_test_models.h"
+#include "tests/model/sparse_steps_fixture.h"
+
+namespace lacuna::engine {
+namespace {
+
+constexpr int64_t kPageTokens = 64;
+
+struct Answer final {
+  std::vector<TokenId> tokens;
+  std::vector<float> logprobs;
+  Usage usage;
+  bool operator==(const Answer& other) const {
+    return tokens == other.tokens && logprobs == other.logprobs;
+  }
+};
+
+struct Ask final {
+  PlanPtr plan;
+  std::vector<TokenId> prompt;
+  int32_t max_tokens = 20;
+  double audit_fraction = 0, mass_floor = 0;
+};
+
+std::vector<TokenId> RandomPrompt(size_t tokens, uint32_t seed) {
+  std::mt19937 random(seed);
+  std::vector<TokenId> prompt(tokens);
+  for (TokenId& token : prompt) token = static_cast<TokenId>(3 + random() % 4000);
+  return prompt;
+}
+
+PlanPtr Tight(const std::string& name) {
+  const kvcache::AttentionShape shape = kvcache::Recall12m();
+  const auto resolved = kvcache::ResolvePlan(ChangedProfile(name, Dials::kTight), shape,
+                                             kvcache::MakeArtefacts(shape));
+  EXPECT_TRUE(resolved.errors.empty()) << resolved.errors.front();
+  return resolved.plan;
+}
+
+// An engine that runs on the test's thread.
+class Machine final {
+ public:
+  explicit Machine(const AssemblyOptions& options, bool split = false) {
+    const kernels::BackendOptions backend_options{.deterministic = true, .threads = 2};
+    std::unique_ptr<kernels::Backend> backend;
+    if (split) {
+      backend = kernels::MakeSplitBackend(backend_options);
+    } else {
+      backend = std::move(*kernels::MakeBackend(kernels::DeviceKind::kCpu, backend_options));
+    }
+    const auto folder = Folder::Open("models/recall-12m");
+    auto assembly = Assemble(
+        std::move(backend),
+        [&](kernels::Backend& target) {
+          return LoadModel(**folder, target, 4096, /*bf16_rope=*/false, options.residency.get());
+        },
+        options, clock_);
+    EXPECT_TRUE(assembly.ok()) << assembly.status().ToString();
+    if (assembly.ok()) assembly_ = std::move(*assembly);
+  }
+
+  static AssemblyOptions Options(std::vector<PlanPtr> plans) {
+    AssemblyOptions options;
+    options.engine.deterministic = true;
+    options.engine.running_max = 16;
+    options.engine.step_tokens_max = 4096;
+    options.kv.page_tokens = kPageTokens;
+    options.kv.prefix_cache = false;
+    options.plans = std::move(plans);
+    return options;
+  }
+
+  // All at once: they share steps.
+  std::vector<Answer> AskAll(const std::vector<Ask>& asks) {
+    std::vector<RequestStream> streams;
+    for (const Ask& ask : asks) {
+      Request request;
+      request.prompt = ask.prompt;
+      request.sampling.temperature = 0.0;
+      request.sampling.max_tokens = ask.max_tokens;
+      request.sampling.ignore_eos = true;
+      request.sampling.logprobs = 0;
+      request.sparse = {
+          .plan = ask.plan, .audit_fraction = ask.audit_fraction, .mass_floor = ask.mass_floor};
+      auto stream = engine().Submit(std::move(request));
+      EXPECT_TRUE(stream.ok()) << stream.status().ToString();
+      if (!stream.ok()) return {};
+      streams.push_back(std::move(*stream));
+    }
+    std::vector<Answer> answers(asks.size());
+    while (engine().StepOnce()) {
+      for (size_t i = 0; i < streams.size(); ++i) Read(streams[i], answers[i]);
+    }
+    for (size_t i = 0; i < streams.size(); ++i) Read(streams[i], answers[i]);
+    const Status invariants = engine().CheckInvariants();
+    EXPECT_TRUE(invariants.ok()) << invariants.ToString();
+    for (const PageCounts& group : engine().page_counts()) {
+      EXPECT_EQ(group.free + group.used + group.cached, group.total);
+      EXPECT_EQ(group.used, 0);
+    }
+    return answers;
+  }
+
+  Answer AskOne(const Ask& ask) {
+    std::vector<Answer> answers = AskAll({ask});
+    return answers.empty() ? Answer() : std::move(answers[0]);
+  }
+
+  // Of the first group, which is the only one here, metadata included.
+  int64_t page_bytes() {
+    const int64_t metadata = assembly_.metadata == nullptr ? 0 : assembly_.metadata->bytes();
+    return (assembly_.storage->bytes() + metadata) / engine().page_counts()[0].total;
+  }
+  Engine& engine() { return *assembly_.engine; }
+  const EngineStats& stats() { return engine().stats(); }
+
+ private:
+  static void Read(RequestStream& stream, Answer& answer) {
+    while (const auto event = stream.Poll()) {
+      if (const auto* token = std::get_if<TokenEvent>(&*event)) {
+        answer.tokens.push_back(token->token);
+        answer.logprobs.push_back(token->logprob.at(0).logprob);
+      } else if (const auto* finished = std::get_if<FinishedEvent>(&*event)) {
+        answer.usage = finished->usage;
+      } else if (const auto* failed = std::get_if<FailedEvent>(&*event)) {
+        ADD_FAILURE() << failed->status.ToString();
+      }
+    }
+  }
+
+  SteadyClock clock_;
+  Assembly assembly_;
+};
+
+// That the plan did what it is for.
+void ExpectSparse(const Answer& answer, const PlanPtr& plan) {
+  const SparseUsage& sparse = answer.usage.sparse;
+  if (plan->sparse_prefill) {
+    EXPECT_GT(sparse.prefill_blocks_considered, sparse.prefill_blocks_selected);
+    EXPECT_GT(sparse.prefill_blocks_selected, 0);
+  }
+  if (!plan->sparse_decode) return;
+  EXPECT_GT(sparse.sparse_steps, 0);
+  EXPECT_GT(sparse.pages_considered, 0);
+  EXPECT_LE(sparse.pages_selected, sparse.pages_considered);
+}
+
+class SparseEqualityTest : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    plan_ = Tight(GetParam());
+    ASSERT_NE(plan_, nullptr);
+    ask_ = {.plan = plan_, .prompt = RandomPrompt(2200, 1)};
+  }
+  PlanPtr plan_;
+  Ask ask_;
+};
+
+TEST_P(SparseEqualityTest, ChunkedIsWhole) {
+  Machine whole(Machine::Options({plan_}));
+  const Answer expected = whole.AskOne(ask_);
+  ASSERT_EQ(expected.tokens.size(), 20u);
+  ExpectSparse(expected, plan_);
+  for (const int64_t step_tokens : {1024, 1100}) {
+    AssemblyOptions options = Machine::Options({plan_});
+    options.engine.step_tokens_max = step_tokens;
+    Machine chunked(options);
+    EXPECT_EQ(chunked.AskOne(ask_), expected) << step_tokens;
+    EXPECT_GE(chunked.stats().steps, 21u);
+  }
+}
+
+TEST_P(SparseEqualityTest, PrefixHitIsMiss) {
+  Machine plain(Machine::Options({plan_}));
+  AssemblyOptions options = Machine::Options({plan_});
+  options.kv.prefix_cache = true;
+  Machine cached(options);
+  Ask longer = ask_, forked = ask_;
+  longer.prompt.resize(2500, 77);
+  forked.prompt[1500] += 1;
+  for (const Ask& ask : {ask_, longer, forked, forked}) {
+    const Answer expected = plain.AskOne(ask), got = cached.AskOne(ask);
+    EXPECT_EQ(got, expected);
+    EXPECT_EQ(expected.usage.cached_tokens, 0);
+  }
+  EXPECT_GE(cached.stats().prefix_hit_tokens, 2u * 1024u);
+}
+
+TEST_P(SparseEqualityTest, PreemptedIsNot) {
+  std::vector<Ask> asks;
+  for (uint32_t i = 0; i < 3; ++i) {
+    asks.push_back({.plan = plan_, .prompt = RandomPrompt(1400 + 100 * i, i + 5)});
+    asks.back().max_tokens = 150;
+  }
+  Machine roomy(Machine::Options({plan_}));
+  std::vector<Answer> quiet;
+  for (const Ask& ask : asks) quiet.push_back(roomy.AskOne(ask));
+  for (const bool prefix_cache : {false, true}) {
+    AssemblyOptions options = Machine::Options({plan_});
+    options.kv.prefix_cache = prefix_cache;
+    // The first two are admitted, 22 and 24 pages, and grow to 25 and 26.
+    options.kv.pool_bytes = 49 * roomy.page_bytes();
+    Machine small(options);
+    const int64_t total = small.engine().page_counts()[0].total;
+    EXPECT_EQ(total, 49);
+    EXPECT_EQ(small.AskAll(asks), quiet) << prefix_cache;
+    EXPECT_GT(small.stats().preemptions, 0u) << total;
+  }
+}
+
+TEST_P(SparseEqualityTest, BatchedIsAlone) {
+  const PlanPtr other = Tight(GetParam() == "quest" ? "tokenselect" : "quest");
+  std::vector<Ask> asks;
+  for (uint32_t i = 0; i < 9; ++i) {
+    asks.push_back({.plan = i % 3 == 0   ? nullptr
+                            : i % 3 == 1 ? other
+                                         : plan_,
+                    .prompt = RandomPrompt(300 + 200 * i, i)});
+    asks.back().audit_fraction = i % 2 == 0 ? 0.3 : 0;
+    asks.back().mass_floor = 0.9;
+  }
+  Machine machine(Machine::Options({plan_, other}));
+  std::vector<Answer> alone;
+  for (const Ask& ask : asks) alone.push_back(machine.AskOne(ask));
+  ASSERT_EQ(machine.stats().batch_sequences_max, 1);
+  EXPECT_EQ(machine.AskAll(asks), alone);
+  EXPECT_GE(machine.stats().batch_sequences_max, 6);
+}
+
+INSTANTIATE_TEST_SUITE_P(Profiles, SparseEqualityTest,
+                         testing::Values("quest", "lserve", "tidaldecode", "tokenselect",
+                                         "xattention", "minference", "lacuna-balanced",
+                                         "delta-minference", "moa", "streamingllm"),
+                         [](const testing::TestParamInfo<std::string>& param) {
+                           std::string name = param.param;
+                           std::ranges::replace(name, '-', '_');
+                           return name;
+                         });
+
+// Streaming heads that keep sink and window alone give what they give when all pages are kept, but
+// for the order in which a row of the output projection is added up: heads stand in another order.
+TEST(SparseResidencyTest, WindowsOfStreamingHeadsGiveTheSameFromFewerPages) {
+  const PlanPtr plan = Tight("lserve");
+  Machine full(Machine::Options({plan}));
+  AssemblyOptions options = Machine::Options({plan});
+  options.residency = plan;
+  options.kv.prefix_cache = true;
+  Machine windows(options);
+  std::vector<Ask> asks;
+  std::vector<Answer> alone;
+  for (uint32_t i = 0; i < 4; ++i) {
+    asks.push_back({.plan = plan, .prompt = RandomPrompt(700 + 400 * i, i)});
+    asks.back().max_tokens = 70;
+    alone.push_back(windows.AskOne(asks.back()));
+    const Answer kept = full.AskOne(asks.back());
+    ASSERT_EQ(kept.tokens.size(), 70u);
+    EXPECT_EQ(alone.back().tokens[0], kept.tokens[0]);
+    EXPECT_NEAR(alone.back().logprobs[0], kept.logprobs[0], 0.15);
+  }
+  EXPECT_EQ(windows.AskAll(asks), alone);
+  EXPECT_EQ(windows.stats().prefix_hit_tokens, 0u);
+  EXPECT_EQ(windows.engine().page_counts().size(), 2u);
+  Request dense;
+  dense.prompt = asks[0].prompt;
+  EXPECT_EQ(windows.engine().Submit(std::move(dense)).status().code(),
+            StatusCode::kInvalidArgument);
+}
+
+// Issue 4, must show 7: one engine, 64 streams, ten profiles and dense.
+TEST(SparseMixTest, SixtyFourStreamsOfTenProfilesAreEachAsAlone) {
+  std::vector<PlanPtr> plans;
+  for (const char* name :
+       {"quest", "lserve", "tidaldecode", "tokenselect", "xattention", "minference",
+        "lacuna-balanced", "double-sparsity", "twilight-quest", "streamingllm"}) {
+    plans.push_back(Tight(name));
+  }
+  AssemblyOptions options = Machine::Options(plans);
+  options.engine.running_max = 64;
+  options.engine.step_tokens_max = 2048;
+  options.kv.prefix_cache = true;
+  Machine machine(options);
+  std::vector<Ask> asks;
+  for (uint32_t i = 0; i < 64; ++i) {
+    const size_t kind = i % (plans.size() + 1);
+    asks.push_back({.plan = kind == plans.size() ? nullptr : plans[kind],
+                    .prompt = RandomPrompt(200 + (i * 37) % 900, i % 16)});  // prefixes in common
+    asks.back().max_tokens = 12 + static_cast<int32_t>(i % 7);
+    asks.back().audit_fraction = 0.2;
+    asks.back().mass_floor = 0.5;
+  }
+  const std::vector<Answer> together = machine.AskAll(asks);
+  ASSERT_EQ(together.size(), asks.size());
+  EXPECT_GE(machine.stats().batch_sequences_max, 40);
+  EXPECT_GT(machine.stats().sparse.audited_steps, 50u);
+  options.kv.prefix_cache = false;
+  Machine quiet(options);
+  for (size_t i = 0; i < asks.size(); ++i) {
+    const std::string name = asks[i].plan == nullptr ? "dense" : asks[i].plan->name;
+    const Answer alone = quiet.AskOne(asks[i]);
+    EXPECT_EQ(together[i], alone) << i << " " << name;
+    if (asks[i].plan == nullptr) continue;
+    const SparseUsage &a = together[i].usage.sparse, &b = alone.usage.sparse;
+    EXPECT_EQ(a.sparse_steps, b.sparse_steps) << name;
+    EXPECT_EQ(a.pages_selected, b.pages_selected) << name;
+    EXPECT_EQ(a.audited_steps, b.audited_steps) << name;
+    EXPECT_EQ(a.budget_widened, b.budget_widened) << name;
+  }
+  EXPECT_EQ(quiet.stats().batch_sequences_max, 1);
+}
+
+}  // namespace
+}  // namespace lacuna::engine
