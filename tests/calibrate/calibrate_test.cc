@@ -44,6 +44,21 @@ std::string FileText(const std::string& path) {
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
+CalibrateCommandOptions Of(const std::string& method, const std::string& data,
+                           const std::string& out = "") {
+  CalibrateCommandOptions options;
+  options.method = method;
+  options.data = data;
+  options.out = out;
+  options.quiet = true;
+  return options;
+}
+
+CalibrateCommandOptions With(CalibrateCommandOptions options, const std::string& set) {
+  options.set = {set};
+  return options;
+}
+
 // A folder of this test's own.
 class Calibrate : public testing::Test {
  protected:
@@ -63,7 +78,6 @@ class Calibrate : public testing::Test {
   // The error of a run that must fail, without "lacuna calibrate: ".
   std::string Error(CalibrateCommandOptions options) const {
     if (options.out.empty()) options.out = Path("never.json");
-    options.quiet = true;
     std::ostringstream out, err;
     EXPECT_EQ(RunCalibrate(options, out, err), 2);
     EXPECT_EQ(std::ranges::count(err.str(), '\n'), 1) << err.str();
@@ -71,7 +85,6 @@ class Calibrate : public testing::Test {
     return err.str().substr(std::string("lacuna calibrate: ").size());
   }
   SparseArtefacts Run(CalibrateCommandOptions options) const {
-    options.quiet = true;
     std::ostringstream out, err;
     EXPECT_EQ(RunCalibrate(options, out, err), 0) << err.str();
     auto artefacts = kvcache::ReadArtefacts(FileText(options.out), options.out, EmbeddedShape());
@@ -174,24 +187,26 @@ TEST_F(Calibrate, ReadsLinesAndText) {
 
 TEST_F(Calibrate, TellsWhatIsWrongInOneLine) {
   const std::string good = Write("good.jsonl", "{\"prompt\": \"Some words\"}\n");
-  EXPECT_THAT(Error({.method = "quest", .data = good}),
+  EXPECT_THAT(Error(Of("quest", good)),
               HasSubstr("--method: got \"quest\", need one of all, head_scores"));
-  EXPECT_THAT(Error({.data = good, .set = {"dens=1"}}),
+  EXPECT_THAT(Error(With(Of("all", good), "dens=1")),
               HasSubstr("--set: got \"dens\", need one of row_stride"));
-  EXPECT_THAT(Error({.data = good, .set = {"density=2"}}), HasSubstr("--set: density: got \"2\""));
-  EXPECT_THAT(Error({.data = good, .set = {"top_k=1.5"}}), HasSubstr("a whole number"));
-  EXPECT_THAT(Error({.data = Path("nowhere")}), HasSubstr("got no such file"));
-  EXPECT_THAT(Error({.data = Write("bad.jsonl", "{}\n[]\n")}), HasSubstr("bad.jsonl: line 1: got"));
-  EXPECT_THAT(Error({.data = Write("b2.jsonl", "\n{\"prompt\": \"x\", \"answers\": [1]}\n")}),
+  EXPECT_THAT(Error(With(Of("all", good), "density=2")), HasSubstr("--set: density: got \"2\""));
+  EXPECT_THAT(Error(With(Of("all", good), "top_k=1.5")), HasSubstr("a whole number"));
+  EXPECT_THAT(Error(Of("all", Path("nowhere"))), HasSubstr("got no such file"));
+  EXPECT_THAT(Error(Of("all", Write("bad.jsonl", "{}\n[]\n"))),
+              HasSubstr("bad.jsonl: line 1: got"));
+  EXPECT_THAT(Error(Of("all", Write("b2.jsonl", "\n{\"prompt\": \"x\", \"answers\": [1]}\n"))),
               HasSubstr("line 2: answers"));
-  EXPECT_THAT(Error({.data = Write("empty.jsonl", "\n")}), HasSubstr("got no prompt"));
-  EXPECT_THAT(Error({.data = Write("short.txt", "Too short.")}), HasSubstr("got no prompt"));
-  EXPECT_THAT(Error({.model = Path("model"), .data = good}), HasSubstr("model"));
-  EXPECT_THAT(Error({.method = "channels", .data = good, .out = Path("no/such/file")}),
-              HasSubstr("--out: got"));
+  EXPECT_THAT(Error(Of("all", Write("empty.jsonl", "\n"))), HasSubstr("got no prompt"));
+  EXPECT_THAT(Error(Of("all", Write("short.txt", "Too short."))), HasSubstr("got no prompt"));
+  CalibrateCommandOptions nowhere = Of("all", good);
+  nowhere.model = Path("no-model");
+  EXPECT_THAT(Error(nowhere), HasSubstr("no-model"));
+  EXPECT_THAT(Error(Of("channels", good, Path("no/such/file"))), HasSubstr("--out: got"));
   // Tables that need more than these prompts have.
-  EXPECT_THAT(Error({.method = "duoattention", .data = good}), HasSubstr("\"answers\""));
-  EXPECT_THAT(Error({.method = "prefill_p", .data = good}), HasSubstr("short prompts"));
+  EXPECT_THAT(Error(Of("duoattention", good)), HasSubstr("\"answers\""));
+  EXPECT_THAT(Error(Of("prefill_p", good)), HasSubstr("short prompts"));
 }
 
 TEST_F(Calibrate, KeepsTheOtherTablesOfAnExistingFile) {
@@ -200,7 +215,7 @@ TEST_F(Calibrate, KeepsTheOtherTablesOfAnExistingFile) {
   before.planner_layers = {0, 1, 4};
   const std::string out = Write("tables.json", kvcache::WriteArtefacts(before, shape));
   const std::string data = Write("data.jsonl", "{\"prompt\": \"A few words of a text.\"}\n");
-  const SparseArtefacts after = Run({.method = "double-sparsity", .data = data, .out = out});
+  const SparseArtefacts after = Run(Of("double-sparsity", data, out));
   EXPECT_EQ(after.planner_layers, before.planner_layers);
   EXPECT_EQ(after.channels.size(), 6u * 2 * 64);
   EXPECT_EQ(after.model, "recall-12m");
@@ -208,16 +223,16 @@ TEST_F(Calibrate, KeepsTheOtherTablesOfAnExistingFile) {
 
   const std::string foreign = Write("foreign.json", "{\"some\": \"file\"}\n");
   std::ostringstream text, err;
-  EXPECT_EQ(
-      RunCalibrate({.method = "channels", .data = data, .out = foreign, .quiet = true}, text, err),
-      2);
+  EXPECT_EQ(RunCalibrate(Of("channels", data, foreign), text, err), 2);
   EXPECT_EQ(FileText(foreign), "{\"some\": \"file\"}\n");
 }
 
 // Two prompts and two tables; the whole run is in docs/calibration.md.
 TEST_F(Calibrate, MakesTheSameBytesAgainAndNearlyTheShippedTables) {
   const auto run = [&](const std::string& name, const std::string& method) {
-    return Run({.method = method, .data = kData, .out = Path(name), .prompts = 2});
+    CalibrateCommandOptions options = Of(method, kData, Path(name));
+    options.prompts = 2;
+    return Run(options);
   };
   const SparseArtefacts made = run("a.json", "channels");
   run("b.json", "channels");
@@ -255,7 +270,9 @@ TEST(ShippedTables, AreAllThereAndEveryProfileResolvesForTheEmbeddedModel) {
   EXPECT_GE(profiles.set.all().size(), 24u);
   for (const kvcache::SparseProfile& profile : profiles.set.all()) {
     std::ostringstream out, err;
-    EXPECT_EQ(RunShowProfile({.name = profile.name}, out, err), 0) << err.str();
+    ShowProfileOptions options;
+    options.name = profile.name;
+    EXPECT_EQ(RunShowProfile(options, out, err), 0) << err.str();
   }
 }
 
