@@ -46,8 +46,8 @@ const std::map<std::string, std::set<std::string>> kAllowed = {
     {"models", {}},
     {"engine",
      {"kernels", "kernels/core", "kernels/device", "kernels/ops", "kvcache", "kvcache/pages",
-      "kvcache/prefix", "engine/loader", "engine/model", "engine/schedule", "engine/execute",
-      "engine/sample"}},
+      "kvcache/prefix", "kvcache/sparse", "engine/loader", "engine/model", "engine/schedule",
+      "engine/execute", "engine/sample"}},
     {"server/text", {"kernels/core"}},
     {"server/admit", {"kernels/core"}},
     {"server/metrics", {"kernels/core", "engine"}},
@@ -66,7 +66,9 @@ const std::map<std::string, std::set<std::string>> kAllowed = {
     {"server", {"*"}},
     {"server/client", {"kernels/core"}},
     {"server/eval", {"kernels/core", "server/client", "server/text"}},
-    {"bench/load", {"kernels/core", "server/client", "server/config"}},  // its config files are read as serve's are
+    {"bench/load",
+     {"kernels/core", "server/client",
+      "server/config"}},  // its config files are read as serve's are
     {"bench/cpu", {"kernels", "kernels/core", "kernels/device", "kernels/ops", "kernels/cpu"}},
     {"bench/gpu", {"kernels/core", "kernels/device", "kernels/ops", "kernels/cuda"}},
     {"bench/text", {"kernels/core", "server/text"}},
