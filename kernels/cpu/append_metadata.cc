@@ -43,6 +43,16 @@ class Keys final {
     Read<1>(channel, token, value);
     return value[0];
   }
+  // `sum` and the tokens [first, end) of one channel, in order.
+  float Add(float sum, int64_t channel, int64_t first, int64_t end) const {
+    for (; first + kGroup <= end; first += kGroup) {
+      float values[kGroup];
+      Read<kGroup>(channel, first, values);
+      for (const float value : values) sum += value;
+    }
+    for (; first < end; ++first) sum += at(channel, first);
+    return sum;
+  }
   // kCount tokens of one channel, from `token` on.
   template <int kCount>
   void Read(int64_t channel, int64_t token, float* out) const {
@@ -64,6 +74,17 @@ class Keys final {
   DType dtype_;
 };
 
+// The least of lows to lows[0], the largest of highs to highs[0]; comparisons with NaN fall where
+// they may. Widths are constants so that the compiler takes vectors.
+template <int kHalf>
+void Fold(float* lows, float* highs) {
+  for (int i = 0; i < kHalf; ++i) {
+    lows[i] = lows[i] < lows[i + kHalf] ? lows[i] : lows[i + kHalf];
+    highs[i] = highs[i] > highs[i + kHalf] ? highs[i] : highs[i + kHalf];
+  }
+  if constexpr (kHalf > 1) Fold<kHalf / 2>(lows, highs);
+}
+
 // scale and zero such that [low, high] is covered; never a scale of 0.
 struct Affine final {
   BF16 scale, zero;
@@ -79,16 +100,26 @@ struct Affine final {
     scale_value = ToFloat(scale);
   }
   double ValueOf(double code) const { return zero_value + scale_value * code; }
-  // NaN gives code 0.
-  uint32_t Code(float value, int32_t levels, Round round) const {
-    double code = (value - zero_value) / scale_value;
-    code = round == Round::kNearest ? std::nearbyint(code)
-           : round == Round::kDown  ? std::floor(code)
-                                    : std::ceil(code);
-    code = code > 0 ? std::min<double>(code, levels) : 0.0;
-    if (round == Round::kDown && code > 0 && ValueOf(code) > value) code -= 1;
-    if (round == Round::kUp && code < levels && ValueOf(code) < value) code += 1;
-    return static_cast<uint32_t>(code);
+  // Codes of `count` values; NaN gives code 0. A quotient is a rounding away from the true one at
+  // most, so one look at the neighbour on each side makes a bound hold.
+  template <Round kRound>
+  void Codes(const float* values, int64_t count, int32_t levels, int32_t* codes) const {
+    const double inverse = 1.0 / scale_value, most = levels;
+    const double up = kRound == Round::kNearest ? 0.5 : 0.0;
+    for (int64_t i = 0; i < count; ++i) {
+      const double value = values[i];
+      double quotient = (value - zero_value) * inverse + up;
+      quotient = quotient > 0.0 ? quotient : 0.0;
+      quotient = quotient < most ? quotient : most;
+      int32_t code = static_cast<int32_t>(quotient);
+      if constexpr (kRound == Round::kDown) code -= ValueOf(code) > value ? 1 : 0;
+      if constexpr (kRound == Round::kUp) {
+        code += ValueOf(code) < value ? 1 : 0;
+        code += ValueOf(code) < value ? 1 : 0;
+        code = code < levels ? code : levels;
+      }
+      codes[i] = code > 0 ? code : 0;
+    }
   }
 };
 
@@ -134,8 +165,6 @@ class EntryMaker final {
     return std::min<int64_t>(FirstKey(entry) + layout_.entry_tokens, run_.end);
   }
 
-  // Runs of 16 keys fold by halves, so that the compiler takes vectors; the comparisons let NaN
-  // fall where it may.
   void Bounds(int64_t entry) {
     const int64_t first = FirstKey(entry), end = EndKey(entry);
     for (int64_t c = 0; c < layout_.width; ++c) {
@@ -145,12 +174,7 @@ class EntryMaker final {
         float lows[kGroup], highs[kGroup];
         keys_.Read<kGroup>(c, token, lows);
         std::memcpy(highs, lows, sizeof(highs));
-        for (int half = kGroup / 2; half > 0; half /= 2) {
-          for (int i = 0; i < half; ++i) {
-            lows[i] = lows[i] < lows[i + half] ? lows[i] : lows[i + half];
-            highs[i] = highs[i] > highs[i + half] ? highs[i] : highs[i + half];
-          }
-        }
+        Fold<kGroup / 2>(lows, highs);
         low = std::min(low, lows[0]);
         high = std::max(high, highs[0]);
       }
@@ -176,8 +200,8 @@ class EntryMaker final {
     const auto count = static_cast<float>(end - own + page_tokens - before);
     for (int64_t c = 0; c < layout_.width; ++c) {
       float sum = 0.0f;
-      for (int64_t token = before; token < page_tokens; ++token) sum += previous.at(c, token);
-      for (int64_t token = own; token < end; ++token) sum += keys_.at(c, token);
+      sum = previous.Add(sum, c, before, page_tokens);
+      sum = keys_.Add(sum, c, own, end);
       values_[0][c] = sum / count;
     }
   }
@@ -206,8 +230,26 @@ class EntryMaker final {
     const Affine affine(*low, *high, layout_.levels());
     StoreBf16(slab_ + layout_.ScaleAt(entry, vector), affine.scale);
     StoreBf16(slab_ + layout_.ZeroAt(entry, vector), affine.zero);
+    int32_t codes[kHeadDimMax];
+    const int32_t levels = layout_.levels();
+    switch (round) {
+      case Round::kDown:
+        affine.Codes<Round::kDown>(values, layout_.width, levels, codes);
+        break;
+      case Round::kUp:
+        affine.Codes<Round::kUp>(values, layout_.width, levels, codes);
+        break;
+      default:
+        affine.Codes<Round::kNearest>(values, layout_.width, levels, codes);
+        break;
+    }
+    if (layout_.bits == 8 && !layout_.lanes) {
+      std::byte* row = slab_ + layout_.VectorAt(entry, vector);
+      for (int64_t c = 0; c < layout_.width; ++c) row[c] = static_cast<std::byte>(codes[c]);
+      return;
+    }
     for (int64_t c = 0; c < layout_.width; ++c) {
-      const uint32_t code = affine.Code(values[c], layout_.levels(), round);
+      const auto code = static_cast<uint32_t>(codes[c]);
       if (layout_.lanes) {
         StoreCode(slab_ + layout_.ChannelAt(c, vector), entry, code);
       } else {
