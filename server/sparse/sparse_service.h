@@ -76,7 +76,7 @@ class SparseService final {
 
   SparseGrant Grant(const SparseAsk& ask) const;
 
-  // For AssemblyOptions: of every profile that requests may use, the default's dials unchanged.
+  // For AssemblyOptions: of every profile that requests may use, with its own dials.
   std::vector<std::shared_ptr<const kvcache::SparsePlan>> plans() const;
   std::shared_ptr<const kvcache::SparsePlan> residency() const { return residency_; }
 
