@@ -37,13 +37,17 @@ EvalFigures FiguresOf(const Records& records, const ByQuestion& dense) {
     ++task.count;
     pages += record->pages_considered;
     pages_read += record->pages_selected;
-    blocks += record->blocks_considered;
-    blocks_read += record->blocks_selected;
+    f.dense_steps += record->dense_steps;
+    f.sparse_steps += record->sparse_steps;
     audited += record->audited_steps;
     mass += record->captured_mass * static_cast<double>(record->audited_steps);
     steps += std::max<int64_t>(record->completion_tokens - 1, 0);
     decode_s += record->decode_s;
-    if (record->prefilled()) ttfts.push_back(record->ttft_s);
+    if (record->prefilled()) {
+      ttfts.push_back(record->ttft_s);
+      blocks += record->blocks_considered;
+      blocks_read += record->blocks_selected;
+    }
     const auto other = dense.find(record->question);
     if (other == dense.end()) continue;
     f.lost += other->second->right && !record->right;
@@ -80,6 +84,7 @@ ordered_json FiguresJson(const EvalFigures& f) {
           {"gained", f.gained},
           {"decode_read", Number(f.decode_read)},
           {"prefill_read", Number(f.prefill_read)},
+          {"steps", {{"dense", f.dense_steps}, {"sparse", f.sparse_steps}}},
           {"captured_mass", Number(f.captured_mass)},
           {"ttft_s", Number(f.ttft_s)},
           {"ttft_answers", f.prefilled},

@@ -1,9 +1,10 @@
 // Records of an evaluation -> figures per variant and length. Pure functions.
 //
-// Shares: what decode read is pages selected / considered over sparse steps, what prefill read is
-// blocks likewise; absent when nothing was sparse. TTFT: median over answers whose prompt was
-// computed (not cached). Decode speed: all steps / all time. Speed-ups: of decode, the ratio to
-// dense of the same length; of TTFT, the median ratio over questions that both computed.
+// Shares: what decode read is pages selected / considered over sparse steps (a page counts when any
+// of its tokens was read), what prefill read is blocks likewise, over prompts that were computed
+// and not cached; absent when nothing was selected. TTFT: median over computed prompts. Decode
+// speed: all steps / all time. Speed-ups: of decode, the ratio to dense of the same length; of
+// TTFT, the median ratio over questions that both computed.
 #pragma once
 
 #include <cstdint>
@@ -35,6 +36,7 @@ struct EvalFigures final {
   std::optional<double> ttft_s, ttft_speedup;
   std::optional<double> decode_tokens_per_s, decode_speedup;
   int64_t prefilled = 0;  // answers behind ttft_s
+  int64_t dense_steps = 0, sparse_steps = 0;
 };
 
 struct EvalReport final {

@@ -57,12 +57,11 @@ th { color: var(--quiet); font-weight: 500; }
 constexpr const char* kHowTo =
     "<p class=\"about\">Right: every answer occurs in the text. Decode and prefill reads: the "
     "share "
-    "of pages and of blocks that sparse steps selected; \"dense\" where nothing was selected. "
-    "TTFT: "
-    "median over prompts that were computed and not cached. In the plots a profile's points are "
-    "joined: a circle is its defaults, the other shapes are budgets, in the order of the legend; "
-    "the "
-    "dashed line is dense.</p>\n";
+    "of pages and of blocks that sparse steps selected; \"dense\": too short to select; \"-\": "
+    "nothing chooses there. Cached: prompts whose prefill another profile had done. TTFT: median "
+    "over "
+    "computed prompts. In the plots a profile's points are joined: a circle is its defaults, the "
+    "other shapes are budgets; the dashed line is dense.</p>\n";
 
 // Our own profiles have colours; of the rest the label tells.
 int ColorOf(const std::string& profile) {

@@ -12,8 +12,15 @@ std::string Format(const char* format, double value) {
   return text;
 }
 
-std::string Share(const std::optional<double>& share) {
-  return share ? Format("%.1f %%", 100 * *share) : "dense";
+// "-": nothing chooses, as in dense prefill and behind fixed windows.
+std::string DecodeRead(const EvalFigures& f) {
+  if (f.decode_read) return Format("%.1f %%", 100 * *f.decode_read);
+  return f.dense_steps > 0 && f.sparse_steps == 0 ? "dense" : "-";
+}
+
+std::string PrefillRead(const EvalFigures& f) {
+  if (f.prefill_read) return Format("%.1f %%", 100 * *f.prefill_read);
+  return f.prefilled == 0 ? "cached" : "-";
 }
 
 std::string Times(const std::optional<double>& ratio) {
@@ -54,8 +61,8 @@ EvalTable CostTable(const EvalReport& report, int64_t length) {
                                     Right(f->all),
                                     Format("%.1f", 100 * f->all.share()),
                                     std::to_string(f->lost) + ", " + std::to_string(f->gained),
-                                    Share(f->decode_read),
-                                    Share(f->prefill_read)};
+                                    DecodeRead(*f),
+                                    PrefillRead(*f)};
     if (!all) {
       const bool dense = variant.label == kEvalDense;
       row.insert(row.end(), {Ttft(*f), dense ? "1" : Times(f->ttft_speedup),
@@ -118,7 +125,7 @@ std::string MarkdownCell(const std::string& text) {
 }
 
 std::string MarkdownTable(const EvalTable& table) {
-  std::string text = "## " + table.title + "\n\n";
+  std::string text = "### " + table.title + "\n\n";
   const auto add = [&](const std::vector<std::string>& row) {
     for (const std::string& cell : row) text += "| " + MarkdownCell(cell) + " ";
     text += "|\n";

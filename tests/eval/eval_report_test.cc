@@ -45,7 +45,8 @@ std::vector<EvalRecord> Answers() {
     records[i].audited_steps = static_cast<int64_t>(i - 3);
     records[i].captured_mass = i == 4 ? 0.7 : 1.0;
   }
-  records[5].cached_tokens = 7000;  // its TTFT tells nothing about prefill
+  records[5].cached_tokens = 7000;  // so its TTFT and blocks tell nothing about prefill
+  records[5].blocks_selected = 1000;
   return records;
 }
 
