@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "kernels/make_backend.h"
+#include "kvcache/sparse/metadata_storage.h"
 #include "kvcache/sparse/selection_builder.h"
 
 namespace lacuna::kvcache {
@@ -58,6 +59,46 @@ TEST(SelectionBuilder, SlotsFollowThePagesAndMissingOnesAreErrors) {
   EXPECT_EQ(FillSlots({pages, logical}, 16, 47, 2, slots.data()).code(), StatusCode::kInternal);
   EXPECT_EQ(FillSlots({pages, logical}, 16, 78, 4, slots.data()).code(), StatusCode::kInternal);
   EXPECT_EQ(FillSlots({}, 16, 0, 1, slots.data()).code(), StatusCode::kInternal);
+}
+
+TEST(MetadataStorage, EachStoreHasItsSlabsBesideThePagesOfFullGroups) {
+  auto backend = kernels::MakeBackend(kernels::DeviceKind::kCpu, {});
+  ASSERT_TRUE(backend.ok());
+  const std::vector<KvGroup> groups = {
+      {.layers = {{0, 2}, {1, 1}}, .head_dim = 64},
+      {.layers = {{1, 1, 1}}, .head_dim = 64, .window_tokens = 128, .sink_tokens = 16}};
+  const MetadataSpec bounds{.kind = kernels::MetadataKind::kMinMax};
+  const MetadataSpec labels{.kind = kernels::MetadataKind::kLabels,
+                            .precision = kernels::MetadataPrecision::kInt4,
+                            .sub_tokens = 1,
+                            .window_tokens = 1,
+                            .channels = 8};
+  std::vector<int16_t> channels(2 * 2 * 8);
+  for (size_t i = 0; i < channels.size(); ++i) channels[i] = static_cast<int16_t>(i);
+  const std::vector<MetadataStore> stores = {
+      {.spec = bounds, .layers = {true, true}, .channels = {}},
+      {.spec = labels, .layers = {false, true}, .channels = channels}};
+  const auto storage = MetadataStorage::Create((*backend)->device(), groups, {10, 4}, 64, stores);
+  ASSERT_TRUE(storage.ok()) << storage.status().ToString();
+  const int64_t of_bounds = kernels::MetadataPool::SlabBytes(bounds, 64, 64);
+  const int64_t of_labels = kernels::MetadataPool::SlabBytes(labels, 64, 64);
+  EXPECT_EQ(MetadataStorage::PageBytes(groups[0], 64, stores), 3 * of_bounds + of_labels);
+  EXPECT_EQ(MetadataStorage::PageBytes(groups[1], 64, stores), 0);
+  const kernels::MetadataPool first = (*storage)->Find(bounds, 0, 0);
+  const kernels::MetadataPool second = (*storage)->Find(bounds, 0, 1);
+  const kernels::MetadataPool third = (*storage)->Find(labels, 0, 1);
+  ASSERT_NE(first.data, nullptr);
+  EXPECT_EQ(first.Slab(10, 0), second.data);
+  EXPECT_EQ(second.Slab(10, 0), third.data);
+  EXPECT_EQ(third.kv_heads, 1);
+  ASSERT_NE(third.channels, nullptr);
+  EXPECT_EQ(third.channels[0], 16);  // of layer 1
+  EXPECT_EQ((*storage)->Find(labels, 0, 0).data, nullptr);
+  EXPECT_EQ((*storage)->Find(bounds, 1, 0).data, nullptr);
+  EXPECT_EQ((*storage)->Find({}, 0, 0).data, nullptr);
+  EXPECT_FALSE((*storage)->reads_previous_pages());
+  EXPECT_EQ(MetadataStorage::Create((*backend)->device(), groups, {10}, 64, stores).status().code(),
+            StatusCode::kInvalidArgument);
 }
 
 }  // namespace
