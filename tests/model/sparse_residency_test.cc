@@ -108,8 +108,7 @@ TEST_P(SparseResidency, OtherHeadsAndReusedChoicesAreErrors) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, SparseResidency,
-                         testing::Values(SparseCase{"recall-12m", 64},
-                                         SparseCase{"recall-12m", 16}),
+                         testing::ValuesIn(Cases({{"recall-12m", 64}, {"recall-12m", 16}}, 1)),
                          [](const auto& test) { return std::to_string(test.param.page_tokens); });
 
 }  // namespace

@@ -40,6 +40,16 @@ struct SparseCase final {
   std::string model;
   int64_t page_tokens = 64;
 };
+// All of them, or the first `sanitized` where sanitizers make every op an order of magnitude
+// slower.
+inline std::vector<SparseCase> Cases(std::vector<SparseCase> all, size_t sanitized) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  all.resize(sanitized);
+#else
+  static_cast<void>(sanitized);
+#endif
+  return all;
+}
 
 class SparseSteps : public testing::TestWithParam<SparseCase> {
  protected:
