@@ -7,7 +7,7 @@ JOBS ?= $(shell nproc)
 BUILD_PACKAGES := g++ cmake ninja-build ccache mold pkg-config libdnnl-dev libhwy-dev \
   libboost1.81-dev libssl-dev libgrpc++-dev libprotobuf-dev protobuf-compiler \
   protobuf-compiler-grpc nlohmann-json3-dev libspdlog-dev libcli11-dev prometheus-cpp-dev \
-  libonig-dev libicu-dev
+  libonig-dev libicu-dev zlib1g-dev
 TEST_PACKAGES := libgtest-dev libgmock-dev clang libclang-rt-14-dev curl
 LINT_PACKAGES := clang-format clang-tidy
 # Any node and npm on the PATH will do; Debian's are taken only when there are none.

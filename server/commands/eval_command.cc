@@ -239,7 +239,7 @@ class Evaluation final {
     }
     const auto start = std::chrono::steady_clock::now();
     size_t failed = 0;
-    const Status status = RunEval(io, run, [&](EvalRecord record) {
+    Status status = RunEval(io, run, [&](EvalRecord record) {
       const double elapsed_s = Seconds(std::chrono::steady_clock::now() - start);
       failed += !record.error.empty();
       progress.Add(record.context_tokens, /*asked=*/true, elapsed_s);

@@ -45,8 +45,8 @@ svg polyline { fill: none; stroke: var(--c0); stroke-opacity: .5; }
 svg polyline.c1 { stroke: var(--c1); } svg polyline.c2 { stroke: var(--c2); }
 svg polyline.c3 { stroke: var(--c3); } svg polyline.c4 { stroke: var(--c4); }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 3px 12px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+table { font-size: 14px; border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: 3px 9px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 th { color: var(--quiet); font-weight: 500; }
 </style>
@@ -56,10 +56,9 @@ th { color: var(--quiet); font-weight: 500; }
 
 constexpr const char* kHowTo =
     "<p class=\"about\">Right: every answer occurs in the text. Decode and prefill reads: the "
-    "share "
-    "of pages and of blocks that sparse steps selected; \"dense\": too short to select; \"-\": "
-    "nothing chooses there. Cached: prompts whose prefill another profile had done. TTFT: median "
-    "over "
+    "share of pages and of blocks that sparse steps selected; \"dense\": every step was; \"-\": "
+    "nothing "
+    "chooses there. Cached: prompts whose prefill another profile had done. TTFT: median over "
     "computed prompts. In the plots a profile's points are joined: a circle is its defaults, the "
     "other shapes are budgets; the dashed line is dense.</p>\n";
 
