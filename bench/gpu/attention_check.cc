@@ -340,8 +340,14 @@ Outputs RunPrefill(const World& world, const Case& c, const std::vector<PrefillC
                    const PageLists& lists, const KeyRanges* ranges,
                    const PrefillFunction& function) {
   Outputs outputs(world, c);
-  Check(function({world.q(), world.pool(), chunks, lists, ranges, world.params(), outputs.out(),
-                  outputs.lse()}));
+  Check(function({.q = world.q(),
+                  .pool = world.pool(),
+                  .chunks = chunks,
+                  .lists = lists,
+                  .ranges = ranges,
+                  .params = world.params(),
+                  .out = outputs.out(),
+                  .lse = outputs.lse()}));
   outputs.Fetch();
   return outputs;
 }

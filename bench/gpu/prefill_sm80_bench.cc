@@ -106,17 +106,19 @@ void Bench(const Shape& shape, int repetitions, const kernels::cuda::DeviceTrait
   const TensorView out_view(out.data(), shape.dtype, {shape.queries, kQHeads, shape.head_dim});
   const bool sparse = shape.density < 1.0;
   const kernels::AttendPrefillArgs args{
-      q_view,
-      {pool.data(), shape.dtype, pages, kKvHeads, shape.head_dim, shape.page_tokens},
-      {&chunk, 1},
-      {page_ids.data(), logical.data(), offsets.data(), offsets.data() + 1, 1},
-      sparse ? &ranges : nullptr,
-      {1.0f / std::sqrt(static_cast<float>(shape.head_dim)),
-       0.0f,
-       nullptr,
-       {shape.window_tokens, 0}},
-      out_view,
-      {}};
+      .q = q_view,
+      .pool = {pool.data(), shape.dtype, pages, kKvHeads, shape.head_dim, shape.page_tokens},
+      .chunks = {&chunk, 1},
+      .lists = {.pages = page_ids.data(),
+                .logical = logical.data(),
+                .begins = offsets.data(),
+                .ends = offsets.data() + 1,
+                .lists = 1},
+      .ranges = sparse ? &ranges : nullptr,
+      .params = {.scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim)),
+                 .shape = {shape.window_tokens, 0}},
+      .out = out_view,
+      .lse = {}};
   cudaStream_t stream;
   Check(cudaStreamCreate(&stream), "cudaStreamCreate");
   const double flop = 4.0 * shape.head_dim * (sparse ? lists.pairs : DensePairs(shape));

@@ -80,7 +80,9 @@ class CudaBackend final : public Backend {
     return cuda::AppendKv(args, device_->Native(stream));
   }
   Status AttendDecode(const AttendDecodeArgs& args, Stream& stream) override {
-    if (args.lists.masks != nullptr || args.shapes != nullptr) return NoSparseOps("AttendDecode");
+    if (args.lists.masks != nullptr || args.shapes != nullptr || !args.dropped_lse.empty()) {
+      return NoSparseOps("AttendDecode");
+    }
     LACUNA_RETURN_IF_ERROR(device_->Enter());
     return cuda::AttendDecode(args, traits(), deterministic_,
                               {decode_workspace_.data(), decode_workspace_.bytes()},

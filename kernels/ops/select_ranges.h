@@ -3,8 +3,8 @@
 //
 // Blocks, tiles and probes count absolute positions: the chunk [first, first + rows) of a prompt
 // gets what the same rows would get from any other cut at multiples of PrefillGrainTokens
-// (range_limits.h). The choice of a block of queries knows the keys up to the block's end; that of a
-// probe or a map, those up to the end of its cell of 1024 rows. Words: docs/profiles.md.
+// (range_limits.h). The choice of a block of queries knows the keys up to the block's end; that of
+// a probe or a map, those up to the end of its cell of 1024 rows. Words: docs/profiles.md.
 #pragma once
 
 #include <cstdint>
