@@ -61,7 +61,7 @@ SequenceKv KvCache::MakeSequence(CacheScope scope, uint64_t kv_fingerprint,
 Ledger KvCache::MakeLedger() const {
   std::vector<const PagePool*> pools;
   for (const auto& store : stores_) pools.push_back(&store->pool);
-  return Ledger(std::move(pools));
+  return Ledger(pools);
 }
 
 int64_t KvCache::PagesFor(int g, int64_t tokens, int64_t chunk_tokens) const {

@@ -285,7 +285,8 @@ void BenchSparseDecode(const Machine& machine, const Shape& shape, int64_t depth
                                 }
                               }) /
                          copies;
-  const double gbps = static_cast<double>(bytes * kListed / depth) / seconds * 1e-9;
+  const double gbps =
+      static_cast<double>(bytes) * kListed / static_cast<double>(depth) / seconds * 1e-9;
   std::printf(
       "sparse  %-10s 4096 of %6ld %7.0f tokens/s  %7.2f GB/s     %5.1f %% of read  %016lx\n",
       shape.name, static_cast<long>(depth), 1.0 / seconds, gbps, 100.0 * gbps / machine.read_gbps,

@@ -26,7 +26,7 @@ class Channels final : public Table {
       }
     }
     const size_t first =
-        static_cast<size_t>((sample.layer * sample.kv_heads + kv_head) * sample.head_dim);
+        static_cast<size_t>((int64_t{sample.layer} * sample.kv_heads + kv_head) * sample.head_dim);
     for (int32_t c = 0; c < sample.head_dim; ++c) {
       const float* keys = sample.KeyChannel(kv_head, c);
       double sum = 0;

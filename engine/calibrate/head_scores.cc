@@ -14,7 +14,8 @@ class HeadScores final : public Table {
         mass_(static_cast<size_t>(shape.layers * shape.q_heads)) {}
 
   void Add(const HeadMap& map, const PromptMarks& marks) override {
-    const size_t place = static_cast<size_t>(map.sample->layer * shape_.q_heads + map.head);
+    const size_t place =
+        static_cast<size_t>(int64_t{map.sample->layer} * shape_.q_heads + map.head);
     for (const PromptMarks::Answer& answer : marks.answers) {
       const auto row = std::ranges::lower_bound(map.rows, answer.row);
       if (row == map.rows.end() || *row != answer.row) continue;

@@ -77,14 +77,14 @@ struct Probe final {
 // Means of 64 rows or keys of one head: [blocks, head_dim].
 std::vector<double> BlockMeans(const LayerSample& sample, int32_t head, bool keys) {
   const int32_t blocks = (sample.tokens - 1) / kBlockTokens + 1, dim = sample.head_dim;
-  std::vector<double> means(static_cast<size_t>(blocks * dim));
+  std::vector<double> means(static_cast<size_t>(int64_t{blocks} * dim));
   for (int32_t t = 0; t < sample.tokens; ++t) {
     const int32_t block = t / kBlockTokens;
     const int32_t in_block = std::min(kBlockTokens, sample.tokens - block * kBlockTokens);
     for (int32_t c = 0; c < dim; ++c) {
       const float value =
           keys ? sample.KeyChannel(sample.KvHead(head), c)[t] : sample.Query(head, t)[c];
-      means[static_cast<size_t>(block * dim + c)] += static_cast<double>(value) / in_block;
+      means[static_cast<size_t>(int64_t{block} * dim + c)] += static_cast<double>(value) / in_block;
     }
   }
   return means;
@@ -101,7 +101,8 @@ class Patterns final : public Table {
   // Scored on the sampled rows of the prompt's second half: those with enough to leave out.
   void Add(const HeadMap& map, const PromptMarks&) override {
     const Probe probe(map);
-    const size_t place = static_cast<size_t>(map.sample->layer * shape_.q_heads + map.head);
+    const size_t place =
+        static_cast<size_t>(int64_t{map.sample->layer} * shape_.q_heads + map.head);
     const auto half = std::ranges::lower_bound(map.rows, map.tokens() / 2);
     const size_t first = static_cast<size_t>(half - map.rows.begin());
     const double rows = static_cast<double>(map.rows.size() - first);

@@ -75,7 +75,7 @@ class PrefillP final : public Table {
       }
       if (rows == 0) continue;
       for (double& one : mass) one /= rows;
-      AddRow(static_cast<size_t>(sample.layer * shape_.q_heads + map.head), scores, mass);
+      AddRow(static_cast<size_t>(int64_t{sample.layer} * shape_.q_heads + map.head), scores, mass);
     }
   }
 

@@ -45,10 +45,10 @@ class Spans final : public Table {
   void Add(const HeadMap& map, const PromptMarks&) override {
     const int32_t tokens = map.tokens();
     std::vector<double>& losses = losses_[tokens];
-    const size_t heads = static_cast<size_t>(shape_.layers * shape_.kv_heads);
+    const size_t heads = static_cast<size_t>(int64_t{shape_.layers} * shape_.kv_heads);
     losses.resize(heads * rules_.size());
-    const size_t head =
-        static_cast<size_t>(map.sample->layer * shape_.kv_heads + map.sample->KvHead(map.head));
+    const size_t head = static_cast<size_t>(int64_t{map.sample->layer} * shape_.kv_heads +
+                                            map.sample->KvHead(map.head));
     const size_t first = map.TailBegin(kProbeRows);
     const double rows = static_cast<double>(map.rows.size() - first);
     for (size_t i = first; i < map.rows.size(); ++i) {
@@ -70,7 +70,7 @@ class Spans final : public Table {
 
   Status Finish(kvcache::SparseArtefacts& artefacts) override {
     if (losses_.empty()) return InvalidArgument("spans: got no prompt, need one");
-    const size_t heads = static_cast<size_t>(shape_.layers * shape_.kv_heads);
+    const size_t heads = static_cast<size_t>(int64_t{shape_.layers} * shape_.kv_heads);
     std::vector<Upgrade> upgrades;
     std::vector<size_t> chosen(heads);
     double density = 0;

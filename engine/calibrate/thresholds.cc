@@ -29,7 +29,7 @@ class Thresholds final : public Table {
       map.sample->Logits(map.head, row, row_logits);
       const auto kth = row_logits.begin() + (k - 1);
       std::nth_element(row_logits.begin(), kth, row_logits.begin() + row + 1, std::greater<>());
-      logits_[static_cast<size_t>(layer * shape_.q_heads + map.head)].push_back(*kth);
+      logits_[static_cast<size_t>(int64_t{layer} * shape_.q_heads + map.head)].push_back(*kth);
     }
   }
 

@@ -23,7 +23,7 @@ struct Key final {
 int32_t Scaled(int32_t tokens, float scale) {
   const double scaled = static_cast<double>(tokens) * static_cast<double>(scale);
   return static_cast<int32_t>(
-      std::min(std::ceil(scaled), static_cast<double>(std::numeric_limits<int32_t>::max() / 2)));
+      std::min(std::ceil(scaled), 0.5 * std::numeric_limits<int32_t>::max()));
 }
 
 // Of the mass that is let go, one part in `scale`.
