@@ -189,7 +189,7 @@ class Run final {
                                  *served_.tokenizer),
                      on_layer);
     const auto last = static_cast<int32_t>(tokens.size()) - 1;
-    const Status status = runner->RunForLogits(tokens, 0, /*decode=*/false, last).status();
+    Status status = runner->RunForLogits(tokens, 0, /*decode=*/false, last).status();
     calibrator.End();
     return status;
   }
