@@ -12,7 +12,9 @@
 #include "kernels/core/status.h"
 #include "kernels/ops/args.h"
 #include "kernels/ops/attention.h"
+#include "kernels/ops/metadata.h"
 #include "kernels/ops/sample.h"
+#include "kernels/ops/select_keys.h"
 
 namespace lacuna::kernels::cuda {
 
@@ -77,5 +79,14 @@ Status AttendDecode(const AttendDecodeArgs& args, const DeviceTraits& traits, bo
 int64_t SampleWorkspaceBytes(int64_t rows_max, int64_t vocab_size);
 Status Sample(const SampleArgs& args, const DeviceTraits& traits, const Workspace& workspace,
               cudaStream_t stream);
+
+// append_metadata.cu
+Status AppendMetadata(const AppendMetadataArgs& args, cudaStream_t stream);
+
+// select_keys.cc: scores (select_score*.cu), then choices and lists (select_choice*.cu and others).
+// Rows that fit in the workspace go together; one row of context_tokens_max always fits.
+int64_t SelectKeysWorkspaceBytes(int64_t rows_max, int64_t q_heads, int64_t context_tokens_max);
+Status SelectKeys(const SelectKeysArgs& args, const DeviceTraits& traits,
+                  const Workspace& workspace, cudaStream_t stream);
 
 }  // namespace lacuna::kernels::cuda
