@@ -1,4 +1,4 @@
-// Matmul of the CPU backend against the machine's ceilings and, where it is installed, oneDNN.
+// Matmul of the CPU backend against the machine's ceilings and oneDNN on its own threads.
 //   matmul_bench [threads] [bf16|f32] [isa_max] [rows]
 // Prints GFLOP/s with the share of the register-loop peak, and GB/s of weights for few rows. The
 // few-row runs cycle through copies of the weight that exceed every cache. oneDNN runs on OpenMP:
@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <dnnl.hpp>
 #include <memory>
 #include <random>
 #include <string>
@@ -20,9 +21,6 @@
 #include "kernels/cpu/thread_pool.h"
 #include "kernels/make_backend.h"
 #include "kernels/ops/ops.h"
-#ifdef LACUNA_BENCH_DNNL
-#include <dnnl.hpp>
-#endif
 
 namespace lacuna::kernels {
 namespace {
@@ -151,7 +149,6 @@ double OurSeconds(Backend& backend, const Problem& problem, std::vector<uint8_t>
   return seconds / problem.copies;
 }
 
-#ifdef LACUNA_BENCH_DNNL
 double DnnlSeconds(DType act, const Problem& problem, std::vector<uint8_t>& weight,
                    std::vector<uint8_t>& x, std::vector<uint8_t>& out) {
   using dnnl::memory;
@@ -181,7 +178,6 @@ double DnnlSeconds(DType act, const Problem& problem, std::vector<uint8_t>& weig
   });
   return seconds / problem.copies;
 }
-#endif
 
 void Run(Backend& backend, int64_t m, int64_t n, int64_t k, double peak) {
   const DType act = backend.act_dtype();
@@ -200,9 +196,7 @@ void Run(Backend& backend, int64_t m, int64_t n, int64_t k, double peak) {
   std::printf("m %4ld n %4ld k %4ld", static_cast<long>(m), static_cast<long>(n),
               static_cast<long>(k));
   print("ours", OurSeconds(backend, problem, weight, x, out));
-#ifdef LACUNA_BENCH_DNNL
   print("oneDNN", DnnlSeconds(act, problem, weight, x, out));
-#endif
   std::printf("\n");
   std::fflush(stdout);
 }

@@ -18,6 +18,7 @@
 #include "kernels/cpu/cpu_device.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/matmul.h"
+#include "kernels/cpu/matmul_onednn.h"
 #include "kernels/cpu/row_ops.h"
 #include "kernels/cpu/sample.h"
 #include "kernels/cpu/select_keys.h"
@@ -78,6 +79,7 @@ class CpuBackend final : public Backend {
         rows_(RowOpsOf(isa)),
         pool_(threads, options.pin_threads),
         matmul_(isa, options.deterministic, pool_),
+        onednn_(static_cast<size_t>(threads)),
         attention_(threads),
         ranges_(threads),
         select_keys_(threads),
@@ -90,6 +92,10 @@ class CpuBackend final : public Backend {
   int threads() const override { return pool_.threads(); }
 
   Result<std::unique_ptr<PreparedMatrix>> PrepareMatrix(const TensorView& weight) override {
+    if (OneDnnMatrix::Serves(precision_, deterministic_, isa_)) {
+      LACUNA_ASSIGN_OR_RETURN(auto matrix, OneDnnMatrix::Pack(weight, onednn_));
+      return std::unique_ptr<PreparedMatrix>(std::move(matrix));
+    }
     LACUNA_ASSIGN_OR_RETURN(auto matrix, PackedMatrix::Pack(weight, precision_, pool_));
     LACUNA_RETURN_IF_ERROR(matmul_.Reserve(matrix->columns()));
     return std::unique_ptr<PreparedMatrix>(std::move(matrix));
@@ -149,6 +155,10 @@ class CpuBackend final : public Backend {
   }
 
   Status Matmul(const MatmulArgs& args, Stream&) override {
+    if (OneDnnMatrix::Serves(precision_, deterministic_, isa_)) {
+      const auto* matrix = dynamic_cast<const OneDnnMatrix*>(args.weight);
+      if (matrix != nullptr) return matrix->Run(args, pool_, onednn_);
+    }
     const auto* weight = dynamic_cast<const PackedMatrix*>(args.weight);
     if (weight == nullptr || weight->dtype() != precision_) {
       return InvalidArgument("Matmul: weight: prepared by another backend");
@@ -260,6 +270,7 @@ class CpuBackend final : public Backend {
   CpuDevice device_;
   ThreadPool pool_;
   MatmulRunner matmul_;
+  std::vector<OneDnnScratch> onednn_;  // one per worker
   AttentionScratch attention_;
   SelectRangesScratch ranges_;
   AppendMetadataScratch append_metadata_;

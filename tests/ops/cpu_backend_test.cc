@@ -2,6 +2,8 @@
 #include <limits>
 
 #include "kernels/cpu/isa.h"
+#include "kernels/cpu/matmul.h"
+#include "kernels/cpu/matmul_onednn.h"
 #include "kernels/cpu/memory.h"
 #include "kernels/make_backend.h"
 #include "tests/ops/op_test.h"
@@ -34,6 +36,27 @@ TEST(CpuBackend, RefusesBadOptions) {
   options = {};
   options.precision = DType::kF16;
   EXPECT_EQ(MakeBackend(DeviceKind::kCpu, options).status().code(), StatusCode::kInvalidArgument);
+}
+
+// f32 goes through oneDNN, except where bits must not depend on the batch and where a test asks for
+// an older instruction set; bf16 goes through our own kernels (docs/performance.md has both).
+TEST(CpuBackend, ProductsOfF32AreOneDnns) {
+  const std::string best(cpu::IsaName(cpu::DetectIsa()));
+  std::vector<float> values(6, 1.0f);
+  const TensorView weight(values.data(), DType::kF32, {2, 3});
+  const auto library = [&](const BackendCase& which, bool deterministic) {
+    const auto backend = MakeTestBackend(which, 1, deterministic).value();
+    auto matrix = PrepareMatrix(*backend, weight).value();
+    const bool onednn = dynamic_cast<cpu::OneDnnMatrix*>(matrix.get()) != nullptr;
+    EXPECT_NE(onednn, dynamic_cast<cpu::PackedMatrix*>(matrix.get()) != nullptr);
+    return onednn;
+  };
+  EXPECT_TRUE(library({best, DType::kF32}, false));
+  EXPECT_FALSE(library({best, DType::kF32}, true));
+  EXPECT_FALSE(library({best, DType::kBF16}, false));
+  if (best != "scalar") {
+    EXPECT_FALSE(library({"scalar", DType::kF32}, false));
+  }
 }
 
 TEST(CpuDevice, BuffersAreAlignedZeroAndFreed) {
