@@ -86,7 +86,8 @@ class Consumer final {
     for (int step = 0; step < kSteps; ++step) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        q_[step][half] = valid ? LoadShared(row + static_cast<uint32_t>(step * 32 + half * 16)) : 0;
+        q_[step][half] =
+            valid ? LoadShared32(row + static_cast<uint32_t>(step * 32 + half * 16)) : 0;
       }
 #pragma unroll
       for (float& o : o_[step]) o = 0.0f;
@@ -96,12 +97,6 @@ class Consumer final {
       max_[i] = -INFINITY;
       l_[i] = 0.0f;
     }
-  }
-
-  __device__ static uint32_t LoadShared(uint32_t address) {
-    uint32_t value;
-    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
-    return value;
   }
 
   // ldmatrix addresses in K or V (half 0, 1), as KvElement lays them out: this lane's row of the
@@ -249,7 +244,7 @@ __device__ void WriteEmptyUnits(const DecodeParams& p, int thread, int threads) 
 template <typename T, int kHeadDim, int kWarps>
 __global__ void __launch_bounds__(32 * kWarps, DecodeBlocksPerSm(kHeadDim, kWarps))
     DecodeKernel(const __grid_constant__ DecodeParams p) {
-  extern __shared__ __align__(128) char stages[];
+  LACUNA_DYNAMIC_SHARED(128, char, stages);
   __shared__ __align__(16) char shared_bytes[sizeof(DecodeShared)];
   DecodeShared& shared = *reinterpret_cast<DecodeShared*>(shared_bytes);
   const int warp = static_cast<int>(threadIdx.x) / 32;

@@ -172,15 +172,6 @@ class Merger final {
     return scratch_.arrived == segment.parts - 1;
   }
 
-  __device__ static int32_t AtomicAddAcqRel(int32_t* address, int32_t value) {
-    int32_t old;
-    asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], %2;"
-                 : "=r"(old)
-                 : "l"(address), "r"(value)
-                 : "memory");
-    return old;
-  }
-
   // Adds kChunk parts from `first` on to `sums`, the thread's columns.
   __device__ void MergeParts(const Segment& segment, int first, int heads, float* buffer,
                              Sums (&sums)[kColumnsPerThread]) {

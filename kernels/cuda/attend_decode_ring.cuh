@@ -56,23 +56,13 @@ __device__ inline void WaitFor(const uint64_t& barrier, uint32_t parity) {
 #if LACUNA_DECODE_BULK_COPIES
   BarrierWait(SharedAddress(&barrier), parity);
 #else
-  uint32_t done = 0;
-  do {
-    asm volatile(
-        "{\n.reg .pred p;\n"
-        "mbarrier.test_wait.parity.shared.b64 p, [%1], %2;\n"
-        "selp.u32 %0, 1, 0, p;\n}"
-        : "=r"(done)
-        : "r"(SharedAddress(&barrier)), "r"(parity)
-        : "memory");
-  } while (done == 0);
+  while (!BarrierTestWait(SharedAddress(&barrier), parity)) {
+  }
 #endif
 }
 
 __device__ inline void ArriveAt(const uint64_t& barrier) {
-  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}" ::"r"(
-                   SharedAddress(&barrier))
-               : "memory");
+  BarrierArriveSm80(SharedAddress(&barrier));
 }
 
 // By one lane, before any of `bytes` are copied.
@@ -87,8 +77,7 @@ __device__ inline void Announce(const uint64_t& barrier, int bytes) {
 // By all lanes, after their last copy for this barrier.
 __device__ inline void CopiesIssued(const uint64_t& barrier) {
 #if !LACUNA_DECODE_BULK_COPIES
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(SharedAddress(&barrier))
-               : "memory");
+  AsyncCopyArrive(SharedAddress(&barrier));
 #endif
 }
 

@@ -97,7 +97,7 @@ __device__ inline PlanRows RowsOfBlock(const PrefillParams& p, const ChunkTable:
 template <typename T, int kDim, bool kBulk>
 __device__ __forceinline__ void PrefillBlock(const PrefillParams& p) {
   using Tile = Tiling<kDim, kBulk>;
-  extern __shared__ __align__(1024) std::byte shared[];
+  LACUNA_DYNAMIC_SHARED(1024, std::byte, shared);
   const uint32_t q_at = SharedAddress(shared);
   auto* storage = reinterpret_cast<PlanStorage*>(shared + Tile::kPlanAt);
   LetNextStart();

@@ -31,6 +31,13 @@ inline Status CudaStatus(cudaError_t error, const char* what) {
   } while (false)
 
 #ifdef __CUDACC__
+// The block's dynamic shared memory. tests/cuda_emulator has a definition of its own.
+#ifndef LACUNA_DYNAMIC_SHARED
+#define LACUNA_DYNAMIC_SHARED(alignment, type, name) \
+  extern __shared__ __align__(alignment)             \
+  type name[]
+#endif
+
 __device__ inline void WaitForPrevious() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");

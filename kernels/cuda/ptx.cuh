@@ -53,6 +53,23 @@ __device__ inline void BarrierWait(uint32_t barrier, uint32_t parity) {
   }
 }
 
+// The same for sm_80, which knows no wait that sleeps and returns a state from every arrival.
+__device__ inline void BarrierArriveSm80(uint32_t barrier) {
+  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}" ::"r"(barrier)
+               : "memory");
+}
+__device__ inline bool BarrierTestWait(uint32_t barrier, uint32_t parity) {
+  uint32_t done;
+  asm volatile(
+      "{\n.reg .pred p;\n"
+      "mbarrier.test_wait.parity.shared.b64 p, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, p;\n}"
+      : "=r"(done)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+
 // ---- bulk copies (sm_90): addresses and bytes are multiples of 16 ----
 
 __device__ inline void BulkCopyToShared(uint32_t destination, const void* source, uint32_t bytes,
@@ -110,6 +127,10 @@ template <int kGroupsLeft>
 __device__ inline void AsyncCopyWait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kGroupsLeft) : "memory");
 }
+// One arrival at an mbarrier when all copies that this thread has issued are done.
+__device__ inline void AsyncCopyArrive(uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
+}
 
 // ---- named barriers (1 to 15; 0 is __syncthreads) and registers ----
 
@@ -166,6 +187,32 @@ __device__ inline void MmaM16N8K16(float (&d)[4], const uint32_t (&a)[4], uint32
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   }
+}
+
+// ---- loads and atomics ----
+
+__device__ inline uint32_t LoadShared32(uint32_t address) {
+  uint32_t value;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+  return value;
+}
+__device__ inline uint4 LoadShared128(uint32_t address) {
+  uint4 value;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "r"(address)
+               : "memory");
+  return value;
+}
+// Acquires and releases at the scope of the device: what other blocks wrote before they added is
+// seen after.
+__device__ inline int32_t AtomicAddAcqRel(int32_t* address, int32_t value) {
+  int32_t old;
+  asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], %2;"
+               : "=r"(old)
+               : "l"(address), "r"(value)
+               : "memory");
+  return old;
 }
 
 // ---- arithmetic ----

@@ -199,7 +199,7 @@ struct RowPart final {
 template <typename X, typename Out, bool kAligned, bool kBlockPerRow, int kVectors>
 __global__ void __launch_bounds__(kThreads* std::min(kVectors, 2))
     RmsNormKernel(const NormParams<X, Out> params) {
-  extern __shared__ float4 shared[];
+  LACUNA_DYNAMIC_SHARED(16, float4, shared);
   __shared__ float parts[2][32];
   float* const weight = reinterpret_cast<float*>(shared);
   for (int i = static_cast<int>(threadIdx.x); i < params.dim; i += static_cast<int>(blockDim.x)) {

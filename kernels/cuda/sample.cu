@@ -325,7 +325,7 @@ class RowSampler final {
 
 template <bool kCluster>
 __global__ void __launch_bounds__(kSampleThreads, 2) SampleKernel(const SampleParams params) {
-  extern __shared__ __align__(16) std::byte shared[];
+  LACUNA_DYNAMIC_SHARED(16, std::byte, shared);
   auto& scratch = *reinterpret_cast<SelectScratch*>(shared);
   auto* values = reinterpret_cast<float*>(shared + (sizeof(SelectScratch) + 15) / 16 * 16);
   const Team<kCluster> team;

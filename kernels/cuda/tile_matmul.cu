@@ -57,9 +57,11 @@ __device__ void CopyPanel(uint32_t shared, const std::byte* from, int64_t stride
 }
 
 __device__ inline void LoadShared16(uint32_t (&out)[4], uint32_t address) {
-  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
-               : "r"(address));
+  const uint4 words = LoadShared128(address);
+  out[0] = words.x;
+  out[1] = words.y;
+  out[2] = words.z;
+  out[3] = words.w;
 }
 
 // The operands of one panel, as mma wants them.
@@ -118,7 +120,7 @@ __device__ void StoreTile(const TileParams& p, const float (&sum)[Shape::kM][Sha
 
 template <typename T, typename Shape>
 __global__ void __launch_bounds__(Shape::kThreads, 1) TileKernel(const TileParams p) {
-  extern __shared__ __align__(128) std::byte shared[];
+  LACUNA_DYNAMIC_SHARED(128, std::byte, shared);
   const uint32_t base = SharedAddress(shared);
   const int64_t row0 = static_cast<int64_t>(blockIdx.x) * Shape::kRows;
   const int64_t column0 = static_cast<int64_t>(blockIdx.y) * Shape::kColumns;
