@@ -5,7 +5,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <random>
 #include <string>
 #include <tuple>
@@ -14,7 +13,7 @@
 
 #include "engine/assemble.h"
 #include "engine/model/load_model.h"
-#include "kernels/make_backend.h"
+#include "tests/device/engine_backend.h"
 #include "tests/device/split_backend.h"
 
 namespace lacuna::engine {
@@ -58,12 +57,7 @@ class EqualityTest : public testing::TestWithParam<Case> {
   static bool separate() { return backend_name() != "cpu"; }
 
   void SetUp() override {
-    if (backend_name() != "cuda") return;
-    const auto backend = kernels::MakeBackend(kernels::DeviceKind::kCuda, {});
-    if (backend.ok()) return;
-    const char* required = std::getenv("LACUNA_REQUIRE_CUDA");
-    if (required != nullptr && std::string(required) == "1") FAIL() << backend.status().ToString();
-    GTEST_SKIP() << backend.status().ToString();
+    if (kernels::SkipsWithout(backend_name(), /*sparse=*/false)) return;
   }
 
   // An engine that runs on the test's thread.
@@ -76,18 +70,10 @@ class EqualityTest : public testing::TestWithParam<Case> {
     assembly_ = {};  // the last engine goes before its parts are replaced
     const kernels::BackendOptions backend_options{.deterministic = options.engine.deterministic,
                                                   .threads = threads};
-    std::unique_ptr<kernels::Backend> made;
-    if (backend == "split") {
-      made = kernels::MakeSplitBackend(backend_options);
-    } else {
-      auto real = kernels::MakeBackend(
-          backend == "cpu" ? kernels::DeviceKind::kCpu : kernels::DeviceKind::kCuda,
-          backend_options);
-      ASSERT_TRUE(real.ok()) << real.status().ToString();
-      made = std::move(*real);
-    }
+    auto made = kernels::MakeEngineBackend(backend, backend_options);
+    ASSERT_TRUE(made.ok()) << made.status().ToString();
     auto assembly = Assemble(
-        std::move(made), [&](kernels::Backend& target) { return LoadModel(**folder, target); },
+        std::move(*made), [&](kernels::Backend& target) { return LoadModel(**folder, target); },
         options, clock_);
     ASSERT_TRUE(assembly.ok()) << assembly.status().ToString();
     assembly_ = std::move(*assembly);

@@ -1,4 +1,4 @@
-// Same answer by different roads, with sparse attention: the real engine, executor and CPU backend,
+// Same answer by different roads, with sparse attention: the real engine, executor and backends,
 // temperature 0, deterministic mode. Tokens and the bits of their log probabilities are equal
 // whether a prompt is chunked, found in the cache, computed again after preemption, or shares its
 // steps with other profiles; statistics prove that the road was taken and that it was sparse.
@@ -7,14 +7,14 @@
 #include <algorithm>
 #include <random>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "engine/assemble.h"
 #include "engine/model/load_model.h"
-#include "kernels/make_backend.h"
 #include "kvcache/sparse/resolve.h"
-#include "tests/device/split_backend.h"
+#include "tests/device/engine_backend.h"
 #include "tests/kvcache/sparse_test_models.h"
 #include "tests/model/sparse_steps_fixture.h"
 
@@ -57,17 +57,13 @@ PlanPtr Tight(const std::string& name) {
 // An engine that runs on the test's thread.
 class Machine final {
  public:
-  explicit Machine(const AssemblyOptions& options, bool split = false) {
-    const kernels::BackendOptions backend_options{.deterministic = true, .threads = 2};
-    std::unique_ptr<kernels::Backend> backend;
-    if (split) {
-      backend = kernels::MakeSplitBackend(backend_options);
-    } else {
-      backend = std::move(*kernels::MakeBackend(kernels::DeviceKind::kCpu, backend_options));
-    }
+  Machine(const AssemblyOptions& options, const std::string& backend_name) {
+    auto backend = kernels::MakeEngineBackend(backend_name, {.deterministic = true, .threads = 2});
+    EXPECT_TRUE(backend.ok()) << backend.status().ToString();
+    if (!backend.ok()) return;
     const auto folder = Folder::Open("models/recall-12m");
     auto assembly = Assemble(
-        std::move(backend),
+        std::move(*backend),
         [&](kernels::Backend& target) {
           return LoadModel(**folder, target, 4096, /*bf16_rope=*/false, options.residency.get());
         },
@@ -162,36 +158,42 @@ void ExpectSparse(const Answer& answer, const PlanPtr& plan) {
   EXPECT_LE(sparse.pages_selected, sparse.pages_considered);
 }
 
-class SparseEqualityTest : public testing::TestWithParam<std::string> {
+using Case = std::tuple<std::string, std::string>;  // profile, backend
+
+class SparseEqualityTest : public testing::TestWithParam<Case> {
  protected:
   void SetUp() override {
-    plan_ = Tight(GetParam());
+    if (kernels::SkipsWithout(backend(), /*sparse=*/true)) return;
+    plan_ = Tight(profile());
     ASSERT_NE(plan_, nullptr);
     ask_ = {.plan = plan_, .prompt = RandomPrompt(2200, 1)};
   }
+  static const std::string& profile() { return std::get<0>(GetParam()); }
+  static const std::string& backend() { return std::get<1>(GetParam()); }
+
   PlanPtr plan_;
   Ask ask_;
 };
 
 TEST_P(SparseEqualityTest, ChunkedIsWhole) {
-  Machine whole(Machine::Options({plan_}));
+  Machine whole(Machine::Options({plan_}), backend());
   const Answer expected = whole.AskOne(ask_);
   ASSERT_EQ(expected.tokens.size(), 20u);
   ExpectSparse(expected, plan_);
   for (const int64_t step_tokens : {1024, 1100}) {
     AssemblyOptions options = Machine::Options({plan_});
     options.engine.step_tokens_max = step_tokens;
-    Machine chunked(options);
+    Machine chunked(options, backend());
     EXPECT_EQ(chunked.AskOne(ask_), expected) << step_tokens;
     EXPECT_GE(chunked.stats().steps, 21u);
   }
 }
 
 TEST_P(SparseEqualityTest, PrefixHitIsMiss) {
-  Machine plain(Machine::Options({plan_}));
+  Machine plain(Machine::Options({plan_}), backend());
   AssemblyOptions options = Machine::Options({plan_});
   options.kv.prefix_cache = true;
-  Machine cached(options);
+  Machine cached(options, backend());
   Ask longer = ask_, forked = ask_;
   longer.prompt.resize(2500, 77);
   forked.prompt[1500] += 1;
@@ -209,7 +211,7 @@ TEST_P(SparseEqualityTest, PreemptedIsNot) {
     asks.push_back({.plan = plan_, .prompt = RandomPrompt(1400 + 100 * i, i + 5)});
     asks.back().max_tokens = 150;
   }
-  Machine roomy(Machine::Options({plan_}));
+  Machine roomy(Machine::Options({plan_}), backend());
   std::vector<Answer> quiet;
   for (const Ask& ask : asks) quiet.push_back(roomy.AskOne(ask));
   for (const bool prefix_cache : {false, true}) {
@@ -217,7 +219,7 @@ TEST_P(SparseEqualityTest, PreemptedIsNot) {
     options.kv.prefix_cache = prefix_cache;
     // The first two are admitted, 22 and 24 pages, and grow to 25 and 26.
     options.kv.pool_bytes = 49 * roomy.page_bytes();
-    Machine small(options);
+    Machine small(options, backend());
     const int64_t total = small.engine().page_counts()[0].total;
     EXPECT_EQ(total, 49);
     EXPECT_EQ(small.AskAll(asks), quiet) << prefix_cache;
@@ -226,7 +228,7 @@ TEST_P(SparseEqualityTest, PreemptedIsNot) {
 }
 
 TEST_P(SparseEqualityTest, BatchedIsAlone) {
-  const PlanPtr other = Tight(GetParam() == "quest" ? "tokenselect" : "quest");
+  const PlanPtr other = Tight(profile() == "quest" ? "tokenselect" : "quest");
   std::vector<Ask> asks;
   for (uint32_t i = 0; i < 9; ++i) {
     asks.push_back({.plan = i % 3 == 0   ? nullptr
@@ -236,7 +238,7 @@ TEST_P(SparseEqualityTest, BatchedIsAlone) {
     asks.back().audit_fraction = i % 2 == 0 ? 0.3 : 0;
     asks.back().mass_floor = 0.9;
   }
-  Machine machine(Machine::Options({plan_, other}));
+  Machine machine(Machine::Options({plan_, other}), backend());
   std::vector<Answer> alone;
   for (const Ask& ask : asks) alone.push_back(machine.AskOne(ask));
   ASSERT_EQ(machine.stats().batch_sequences_max, 1);
@@ -244,25 +246,44 @@ TEST_P(SparseEqualityTest, BatchedIsAlone) {
   EXPECT_GE(machine.stats().batch_sequences_max, 6);
 }
 
-INSTANTIATE_TEST_SUITE_P(Profiles, SparseEqualityTest,
-                         testing::Values("quest", "lserve", "tidaldecode", "tokenselect",
-                                         "xattention", "minference", "lacuna-balanced",
-                                         "delta-minference", "moa", "streamingllm"),
-                         [](const testing::TestParamInfo<std::string>& param) {
-                           std::string name = param.param;
-                           std::ranges::replace(name, '-', '_');
-                           return name;
-                         });
+std::string CaseName(const testing::TestParamInfo<Case>& param) {
+  std::string name = std::get<0>(param.param) + "_" + std::get<1>(param.param);
+  std::ranges::replace(name, '-', '_');
+  return name;
+}
+
+INSTANTIATE_TEST_SUITE_P(Cpu, SparseEqualityTest,
+                         testing::Combine(testing::Values("quest", "lserve", "tidaldecode",
+                                                          "tokenselect", "xattention", "minference",
+                                                          "lacuna-balanced", "delta-minference",
+                                                          "moa", "streamingllm"),
+                                          testing::Values("cpu")),
+                         CaseName);
+INSTANTIATE_TEST_SUITE_P(Split, SparseEqualityTest,
+                         testing::Combine(testing::Values("lserve", "delta-minference"),
+                                          testing::Values("split")),
+                         CaseName);
+INSTANTIATE_TEST_SUITE_P(Gpu, SparseEqualityTest,
+                         testing::Combine(testing::ValuesIn(ProfileNames()),
+                                          testing::Values("cuda")),
+                         CaseName);
+
+class SparseMachineTest : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    if (kernels::SkipsWithout(GetParam(), /*sparse=*/true)) return;
+  }
+};
 
 // Streaming heads that keep sink and window alone give what they give when all pages are kept, but
 // for the order in which a row of the output projection is added up: heads stand in another order.
-TEST(SparseResidencyTest, WindowsOfStreamingHeadsGiveTheSameFromFewerPages) {
+TEST_P(SparseMachineTest, WindowsOfStreamingHeadsGiveTheSameFromFewerPages) {
   const PlanPtr plan = Tight("lserve");
-  Machine full(Machine::Options({plan}));
+  Machine full(Machine::Options({plan}), GetParam());
   AssemblyOptions options = Machine::Options({plan});
   options.residency = plan;
   options.kv.prefix_cache = true;
-  Machine windows(options);
+  Machine windows(options, GetParam());
   std::vector<Ask> asks;
   std::vector<Answer> alone;
   for (uint32_t i = 0; i < 4; ++i) {
@@ -283,8 +304,8 @@ TEST(SparseResidencyTest, WindowsOfStreamingHeadsGiveTheSameFromFewerPages) {
             StatusCode::kInvalidArgument);
 }
 
-// Issue 4, must show 7: one engine, 64 streams, ten profiles and dense.
-TEST(SparseMixTest, SixtyFourStreamsOfTenProfilesAreEachAsAlone) {
+// One engine, 64 streams, ten profiles and dense.
+TEST_P(SparseMachineTest, SixtyFourStreamsOfTenProfilesAreEachAsAlone) {
   std::vector<PlanPtr> plans;
   for (const char* name :
        {"quest", "lserve", "tidaldecode", "tokenselect", "xattention", "minference",
@@ -295,7 +316,7 @@ TEST(SparseMixTest, SixtyFourStreamsOfTenProfilesAreEachAsAlone) {
   options.engine.running_max = 64;
   options.engine.step_tokens_max = 2048;
   options.kv.prefix_cache = true;
-  Machine machine(options);
+  Machine machine(options, GetParam());
   std::vector<Ask> asks;
   for (uint32_t i = 0; i < 64; ++i) {
     const size_t kind = i % (plans.size() + 1);
@@ -310,7 +331,7 @@ TEST(SparseMixTest, SixtyFourStreamsOfTenProfilesAreEachAsAlone) {
   EXPECT_GE(machine.stats().batch_sequences_max, 40);
   EXPECT_GT(machine.stats().sparse.audited_steps, 50u);
   options.kv.prefix_cache = false;
-  Machine quiet(options);
+  Machine quiet(options, GetParam());
   for (size_t i = 0; i < asks.size(); ++i) {
     const std::string name = asks[i].plan == nullptr ? "dense" : asks[i].plan->name;
     const Answer alone = quiet.AskOne(asks[i]);
@@ -324,6 +345,9 @@ TEST(SparseMixTest, SixtyFourStreamsOfTenProfilesAreEachAsAlone) {
   }
   EXPECT_EQ(quiet.stats().batch_sequences_max, 1);
 }
+
+INSTANTIATE_TEST_SUITE_P(Backends, SparseMachineTest, testing::Values("cpu", "split", "cuda"),
+                         testing::PrintToStringParamName());
 
 }  // namespace
 }  // namespace lacuna::engine

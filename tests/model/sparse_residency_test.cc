@@ -108,8 +108,12 @@ TEST_P(SparseResidency, OtherHeadsAndReusedChoicesAreErrors) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, SparseResidency,
-                         testing::ValuesIn(Cases({{"recall-12m", 64}, {"recall-12m", 16}}, 1)),
-                         [](const auto& test) { return std::to_string(test.param.page_tokens); });
+                         testing::ValuesIn(Cases({{"recall-12m", 64},
+                                                  {"recall-12m", 16},
+                                                  {"recall-12m", 64, "cuda"},
+                                                  {"recall-12m", 16, "cuda"}},
+                                                 1)),
+                         [](const auto& test) { return test.param.Name(); });
 
 }  // namespace
 }  // namespace lacuna::engine

@@ -193,7 +193,7 @@ TEST_P(SparseReuse, KeptChoicesAreReadAgain) {
 
 INSTANTIATE_TEST_SUITE_P(Models, SparseReuse,
                          testing::ValuesIn(Cases({{"recall-12m", 64}, {"recall-12m", 16}}, 1)),
-                         [](const auto& test) { return std::to_string(test.param.page_tokens); });
+                         [](const auto& test) { return test.param.Name(); });
 
 }  // namespace
 }  // namespace lacuna::engine

@@ -5,11 +5,11 @@
 #include <random>
 
 #include "engine/model/load_model.h"
-#include "kernels/make_backend.h"
 #include "kvcache/sparse/decode_counts.h"
 #include "kvcache/sparse/plan_storage.h"
 #include "kvcache/sparse/profile_set.h"
 #include "kvcache/sparse/resolve.h"
+#include "tests/device/engine_backend.h"
 #include "tests/kvcache/sparse_test_models.h"
 
 namespace lacuna::engine {
@@ -81,7 +81,14 @@ kvcache::SparseProfile ChangedProfile(const std::string& name, Dials dials) {
   return profile;
 }
 
+std::string SparseCase::Name() const {
+  std::string name = model;
+  std::erase(name, '-');
+  return name + "_" + std::to_string(page_tokens) + "_" + backend;
+}
+
 void SparseSteps::SetUp() {
+  if (kernels::SkipsWithout(GetParam().backend, /*sparse=*/true)) return;
   Make({});
   const ModelInfo& info = model_->info();
   shape_ = {.layers = static_cast<int32_t>(info.layers),
@@ -100,8 +107,8 @@ void SparseSteps::SetUp() {
 void SparseSteps::Make(const std::vector<PlanPtr>& plans, Wrap wrap, PlanPtr residency) {
   executor_.reset();
   model_.reset();
-  auto backend = kernels::MakeBackend(
-      kernels::DeviceKind::kCpu,
+  auto backend = kernels::MakeEngineBackend(
+      GetParam().backend,
       {.precision = DType::kBF16, .deterministic = true, .threads = 2, .pin_threads = false});
   ASSERT_TRUE(backend.ok());
   metadata_.reset();

@@ -39,6 +39,9 @@ struct TestSequence final {
 struct SparseCase final {
   std::string model;
   int64_t page_tokens = 64;
+  std::string backend = "cpu";  // see tests/device/engine_backend.h
+
+  std::string Name() const;
 };
 // All of them, or the first `sanitized` where sanitizers make every op an order of magnitude
 // slower.
@@ -57,11 +60,11 @@ class SparseSteps : public testing::TestWithParam<SparseCase> {
   static constexpr int64_t kPages = 640;
   static constexpr int64_t kRunningMax = 40;
 
-  // `wrap` may put something between the model and the CPU.
+  // `wrap` may put something between the model and the backend.
   using Wrap = std::unique_ptr<kernels::Backend> (*)(std::unique_ptr<kernels::Backend>);
   // `residency`: its streaming heads keep only what they see.
   void Make(const std::vector<PlanPtr>& plans, Wrap wrap = nullptr, PlanPtr residency = nullptr);
-  // The model is there from SetUp on.
+  // The model is there from SetUp on, unless the test is skipped for want of the backend.
   void SetUp() override;
   const kvcache::AttentionShape& Shape() const { return shape_; }
   PlanPtr Resolve(const kvcache::SparseProfile& profile) const;

@@ -215,14 +215,17 @@ TEST_P(SparseSteps, PlansThatNobodyProvidedForAreErrors) {
   EXPECT_TRUE(refused());
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Models, SparseSteps,
-    testing::ValuesIn(Cases({{"llama", 16}, {"gemma2", 16}, {"llama", 64}, {"recall-12m", 64}}, 3)),
-    [](const auto& test) {
-      std::string name = test.param.model;
-      std::erase(name, '-');
-      return name + "_" + std::to_string(test.param.page_tokens);
-    });
+INSTANTIATE_TEST_SUITE_P(Models, SparseSteps,
+                         testing::ValuesIn(Cases({{"llama", 16},
+                                                  {"gemma2", 16},
+                                                  {"llama", 64},
+                                                  {"recall-12m", 64},
+                                                  {"llama", 16, "split"},
+                                                  {"recall-12m", 64, "cuda"},
+                                                  {"llama", 16, "cuda"},
+                                                  {"gemma2", 16, "cuda"}},
+                                                 3)),
+                         [](const auto& test) { return test.param.Name(); });
 
 }  // namespace
 }  // namespace lacuna::engine
