@@ -114,12 +114,23 @@ __device__ inline void FenceProxyAsyncShared() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-// ---- 16-byte asynchronous copies (sm_80) ----
+// ---- asynchronous copies of 4 to 16 bytes (sm_80) ----
 
 // Copies 16 bytes, or writes zeros when `valid` is false (the source is not read then).
 __device__ inline void AsyncCopy16(uint32_t destination, const void* source, bool valid = true) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(destination), "l"(source),
                "r"(valid ? 16 : 0)
+               : "memory");
+}
+// The same for 8 and for 4 bytes.
+__device__ inline void AsyncCopy8(uint32_t destination, const void* source, bool valid = true) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(destination), "l"(source),
+               "r"(valid ? 8 : 0)
+               : "memory");
+}
+__device__ inline void AsyncCopy4(uint32_t destination, const void* source, bool valid = true) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(destination), "l"(source),
+               "r"(valid ? 4 : 0)
                : "memory");
 }
 __device__ inline void AsyncCopyCommit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
