@@ -12,7 +12,7 @@ namespace lacuna::kernels {
 
 Result<std::unique_ptr<Backend>> MakeEngineBackend(const std::string& name,
                                                    const BackendOptions& options) {
-  if (name == "split") return MakeSplitBackend(options);
+  if (name == "split") return std::unique_ptr<Backend>(MakeSplitBackend(options));
   return MakeBackend(name == "cuda" ? DeviceKind::kCuda : DeviceKind::kCpu, options);
 }
 

@@ -204,6 +204,16 @@ bool OnDevice(const StaticShape* shapes, int64_t count) {
   return shapes == nullptr || (Aligned(shapes) && DeviceRanges().Hold(shapes, bytes));
 }
 
+template <typename T>
+bool Held(const T* data, int64_t count) {
+  return Aligned(data) && DeviceRanges().Hold(data, count * static_cast<int64_t>(sizeof(T)));
+}
+
+// None, or all of it.
+bool OnDevice(const MetadataPool& pool) {
+  return pool.data == nullptr || DeviceRanges().Hold(pool.data, pool.Bytes());
+}
+
 bool OnDevice(const KvPool& pool) { return DeviceRanges().Hold(pool.data, pool.Bytes()); }
 
 class Split final : public SplitBackend {
@@ -288,12 +298,57 @@ class Split final : public SplitBackend {
     return Defer({args.logits}, args, &Backend::Sample);
   }
 
-  bool has_sparse_ops() const override { return false; }
-  Status AppendMetadata(const AppendMetadataArgs&, Stream&) override { return Elsewhere(); }
-  Status SelectKeys(const SelectKeysArgs&, Stream&) override { return Elsewhere(); }
-  Status SelectRanges(const SelectRangesArgs&, Stream&) override { return Elsewhere(); }
-  Status CorrectPrefill(const CorrectPrefillArgs&, Stream&) override { return Elsewhere(); }
-  Status CompareAttention(const CompareAttentionArgs&, Stream&) override { return Elsewhere(); }
+  bool has_sparse_ops() const override { return true; }
+  Status AppendMetadata(const AppendMetadataArgs& args, Stream&) override {
+    if (!OnDevice(args.keys) || !OnDevice(args.metadata)) return Elsewhere();
+    return Defer({args.slots, args.previous_pages}, args, &Backend::AppendMetadata);
+  }
+  Status SelectKeys(const SelectKeysArgs& args, Stream&) override {
+    const int64_t rows = args.q.dim(0), lists = rows * args.pool.kv_heads;
+    const bool thresholds = args.path.head_thresholds;
+    if (!OnDevice(args.pool) || !OnDevice(args.metadata) || !OnDevice(args.refine_metadata) ||
+        !OnDevice(args.pages) || !Held(args.rows, rows) || !OnDevice(args.shapes, lists) ||
+        (thresholds && !Held(args.thresholds, args.q.dim(1))) ||
+        (args.stats != nullptr && !Held(args.stats, lists)) || !Held(args.out.begins, lists) ||
+        !Held(args.out.ends, lists) || !Held(args.out.pages, lists * args.out.stride) ||
+        !Held(args.out.logical, lists * args.out.stride) ||
+        !Held(args.out.masks, lists * args.out.stride)) {
+      return Elsewhere();
+    }
+    return Defer({args.q, args.positions, args.dropped_lse}, args, &Backend::SelectKeys);
+  }
+  Status SelectRanges(const SelectRangesArgs& args, Stream&) override {
+    const auto count = static_cast<int64_t>(args.chunks.size());
+    if (!OnDevice(args.pool) || !OnDevice(args.q) || !OnDevice(args.lists) ||
+        !Held(args.heads, args.q.dim(1)) || !OnDevice(args.shapes, count * args.pool.kv_heads) ||
+        !Held(args.out.chunk_offsets, count) ||
+        (args.stats != nullptr && !Held(args.stats, count * args.q.dim(1)))) {
+      return Elsewhere();
+    }
+    // The chunks are host memory, read before the call returns.
+    std::vector<RangeChunk> chunks(args.chunks.begin(), args.chunks.end());
+    return device_.Push([this, args, chunks = std::move(chunks)] {
+      SelectRangesArgs own = args;
+      own.chunks = chunks;
+      ++device_.counts.ops;
+      return cpu_->SelectRanges(own, stream_);
+    });
+  }
+  Status CorrectPrefill(const CorrectPrefillArgs& args, Stream&) override {
+    if (!OnDevice(args.dense) || !OnDevice(args.out)) return Elsewhere();
+    std::vector<PrefillChunk> chunks(args.chunks.begin(), args.chunks.end());
+    return device_.Push([this, args, chunks = std::move(chunks)] {
+      CorrectPrefillArgs own = args;
+      own.chunks = chunks;
+      ++device_.counts.ops;
+      return cpu_->CorrectPrefill(own, stream_);
+    });
+  }
+  Status CompareAttention(const CompareAttentionArgs& args, Stream&) override {
+    if (!Held(args.audits, (args.sparse.dim(0) - 1) * args.stride + 1)) return Elsewhere();
+    return Defer({args.sparse, args.dense, args.sparse_lse, args.dense_lse}, args,
+                 &Backend::CompareAttention);
+  }
 
  private:
   static Status Elsewhere() {
