@@ -359,6 +359,7 @@ TEST_P(AppendTest, RowBitsDoNotDependOnTheBatch) {
 }
 
 LACUNA_INSTANTIATE_OP_TEST(AppendTest);
+LACUNA_INSTANTIATE_EMULATED_OP_TEST(AppendTest);
 
 }  // namespace
 }  // namespace lacuna::kernels

@@ -154,5 +154,7 @@ class OpTest : public testing::TestWithParam<BackendCase> {
 
 #define LACUNA_INSTANTIATE_OP_TEST(suite) \
   INSTANTIATE_TEST_SUITE_P(Every, suite, testing::ValuesIn(BackendCases()), CaseName)
+#define LACUNA_INSTANTIATE_EMULATED_OP_TEST(suite) \
+  INSTANTIATE_TEST_SUITE_P(Emulated, suite, testing::ValuesIn(EmulatedCases()), CaseName)
 
 }  // namespace lacuna::kernels

@@ -213,6 +213,7 @@ TEST_P(RowOpsTest, GatherRows) {
 }
 
 LACUNA_INSTANTIATE_OP_TEST(RowOpsTest);
+LACUNA_INSTANTIATE_EMULATED_OP_TEST(RowOpsTest);
 
 }  // namespace
 }  // namespace lacuna::kernels

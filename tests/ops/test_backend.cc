@@ -7,6 +7,7 @@
 
 #include "kernels/cpu/isa.h"
 #include "kernels/make_backend.h"
+#include "tests/cuda_emulator/emulated_backend.h"
 
 namespace lacuna::kernels {
 namespace {
@@ -21,24 +22,37 @@ constexpr WorkspaceLimits kLimits{.step_tokens = 4096,
                                   .logit_rows = 64,
                                   .vocab = 1 << 18};
 
-Result<std::shared_ptr<Backend>> Make(DeviceKind kind, const BackendOptions& options) {
-  LACUNA_ASSIGN_OR_RETURN(std::shared_ptr<Backend> backend, MakeBackend(kind, options));
+Result<std::unique_ptr<Backend>> Open(const std::string& isa, const BackendOptions& options) {
+  if (isa == "emulated") return MakeEmulatedBackend(options);
+  return MakeBackend(isa == "cuda" ? DeviceKind::kCuda : DeviceKind::kCpu, options);
+}
+
+Result<std::shared_ptr<Backend>> Make(const std::string& isa, const BackendOptions& options) {
+  LACUNA_ASSIGN_OR_RETURN(std::shared_ptr<Backend> backend, Open(isa, options));
   LACUNA_RETURN_IF_ERROR(backend->ReserveWorkspace(kLimits));
   return backend;
 }
 
-Result<std::shared_ptr<Backend>> CudaBackend(DType precision, bool deterministic) {
-  using Made = std::map<std::tuple<DType, bool>, Result<std::shared_ptr<Backend>>>;
+Result<std::shared_ptr<Backend>> SharedBackend(const BackendCase& which, bool deterministic) {
+  using Made = std::map<std::tuple<std::string, DType, bool>, Result<std::shared_ptr<Backend>>>;
   static Made& made = *new Made();  // the driver may be gone when static objects die
-  const auto key = std::tuple(precision, deterministic);
+  const auto key = std::tuple(which.isa, which.precision, deterministic);
   auto found = made.find(key);
   if (found == made.end()) {
     BackendOptions options;
-    options.precision = precision;
+    options.precision = which.precision;
     options.deterministic = deterministic;
-    found = made.emplace(key, Make(DeviceKind::kCuda, options)).first;
+    found = made.emplace(key, Make(which.isa, options)).first;
   }
   return found->second;
+}
+
+// A device's: on and off the alignment of vectors, in every precision.
+void AddDeviceCases(const std::string& isa, bool aligned_only, std::vector<BackendCase>& cases) {
+  for (const DType precision : {DType::kBF16, DType::kF16, DType::kF32}) {
+    cases.push_back({isa, precision, true});
+    if (!aligned_only) cases.push_back({isa, precision, false});
+  }
 }
 
 }  // namespace
@@ -54,10 +68,13 @@ std::vector<BackendCase> BackendCases(bool aligned_only) {
     cases.push_back({isa, DType::kBF16});
     cases.push_back({isa, DType::kF32});
   }
-  for (const DType precision : {DType::kBF16, DType::kF16, DType::kF32}) {
-    cases.push_back({"cuda", precision, true});
-    if (!aligned_only) cases.push_back({"cuda", precision, false});
-  }
+  AddDeviceCases("cuda", aligned_only, cases);
+  return cases;
+}
+
+std::vector<BackendCase> EmulatedCases(bool aligned_only) {
+  std::vector<BackendCase> cases;
+  AddDeviceCases("emulated", aligned_only, cases);
   return cases;
 }
 
@@ -67,14 +84,14 @@ std::string CaseName(const testing::TestParamInfo<BackendCase>& which) {
 
 Result<std::shared_ptr<Backend>> MakeTestBackend(const BackendCase& which, int threads,
                                                  bool deterministic) {
-  if (which.cuda()) return CudaBackend(which.precision, deterministic);
+  if (which.cuda() || which.emulated()) return SharedBackend(which, deterministic);
   BackendOptions options;
   options.precision = which.precision;
   options.isa_max = which.isa;
   options.threads = threads;
   options.pin_threads = false;
   options.deterministic = deterministic;
-  return Make(DeviceKind::kCpu, options);
+  return Make(which.isa, options);
 }
 
 bool SkipsOrFails(const Result<std::shared_ptr<Backend>>& backend) {

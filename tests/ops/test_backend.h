@@ -2,7 +2,7 @@
 // backend's device. Single thread.
 //
 // CUDA cases are always listed: without a GPU they are skipped with the reason, and they fail when
-// LACUNA_REQUIRE_CUDA=1.
+// LACUNA_REQUIRE_CUDA=1. Emulated ones run the kernels of CUDA on the CPU (tests/cuda_emulator).
 #pragma once
 
 #include <gtest/gtest.h>
@@ -22,22 +22,25 @@
 namespace lacuna::kernels {
 
 struct BackendCase final {
-  std::string isa;  // of the CPU; "cuda"
+  std::string isa;  // of the CPU; "cuda"; "emulated"
   DType precision = DType::kBF16;
   // Tensors start, and their rows lie, where 16-byte accesses may go; else off it. CPU kernels do
   // not tell these apart.
   bool aligned = false;
 
   bool cuda() const { return isa == "cuda"; }
+  bool emulated() const { return isa == "emulated"; }
   std::string Name() const;
 };
 
 // Every instruction set of this machine in bf16 and f32, and CUDA in bf16, f16 and f32; for ops
 // whose tensors the engine always aligns, `aligned_only` on CUDA.
 std::vector<BackendCase> BackendCases(bool aligned_only = false);
+// CUDA's kernels in the emulator; for tests that are small enough.
+std::vector<BackendCase> EmulatedCases(bool aligned_only = false);
 std::string CaseName(const testing::TestParamInfo<BackendCase>& which);
 
-// kUnavailable when there is no GPU. CUDA backends are made once and shared.
+// kUnavailable when there is no GPU. CUDA and emulated backends are made once and shared.
 Result<std::shared_ptr<Backend>> MakeTestBackend(const BackendCase& which, int threads = 2,
                                                  bool deterministic = false);
 

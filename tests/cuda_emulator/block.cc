@@ -1,0 +1,320 @@
+#include "tests/cuda_emulator/block.h"
+
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "tests/cuda_emulator/fiber.h"
+#include "tests/cuda_emulator/report.h"
+#include "tests/cuda_emulator/shared_memory.h"
+
+uint3 threadIdx;
+uint3 blockIdx;
+dim3 blockDim;
+dim3 gridDim;
+
+namespace cuda_emulator {
+
+namespace {
+
+constexpr int kBarriers = 16;  // 0 is __syncthreads
+constexpr int64_t kIdleYieldsMax = 2'000'000;
+
+struct Thread final {
+  void* stack_pointer = nullptr;
+  Thread* next = nullptr;  // in the queue of those that can go on
+  uint3 index{};
+  int id = 0;
+  bool ended = false;
+  const char* waits_for = nullptr;
+  int result = 0;  // of the barrier that it waited at
+};
+
+// Lanes that wait for each other.
+struct Group final {
+  uint32_t mask = 0;
+  uint32_t arrived = 0;
+  const char* what = nullptr;
+  Combine combine = nullptr;
+  void* lanes[kLanes] = {};
+};
+
+struct Warp final {
+  std::vector<Group> groups;
+  uint32_t ended = 0;
+};
+
+struct Barrier final {
+  int arrived = 0;
+  int expected = 0;  // of named barriers
+  int count = 0;     // of predicates that hold
+  Vote vote = Vote::kCount;
+  std::vector<Thread*> waiting;
+};
+
+struct State final {
+  LaunchShape shape;
+  const std::function<void()>* body = nullptr;
+  Thread threads[kThreadsMax];
+  std::unique_ptr<FiberStack> stacks[kThreadsMax];
+  Warp warps[kThreadsMax / kLanes];
+  Barrier barriers[kBarriers];
+  int size = 0;
+  int live = 0;
+  Thread* first_ready = nullptr;
+  Thread* last_ready = nullptr;
+  Thread* running = nullptr;
+  void* scheduler = nullptr;  // its stack pointer
+  int64_t idle_yields = 0;
+  bool dying = false;  // threads that are resumed tell where they wait
+};
+State& state = *new State();
+
+void MakeReady(Thread* thread) {
+  thread->next = nullptr;
+  (state.first_ready == nullptr ? state.first_ready : state.last_ready->next) = thread;
+  state.last_ready = thread;
+}
+
+// Goes on with the next thread that can, or with the scheduler.
+void SwitchFrom(Thread* thread) {
+  Thread* next = state.first_ready;
+  if (next == thread) {
+    state.first_ready = thread->next;
+    return;
+  }
+  void* to = state.scheduler;
+  if (next != nullptr) {
+    state.first_ready = next->next;
+    state.running = next;
+    to = next->stack_pointer;
+  }
+  CudaEmulatorSwitch(&thread->stack_pointer, to);
+  state.running = thread;
+  threadIdx = thread->index;
+}
+
+void Park(const char* what) {
+  Thread* thread = state.running;
+  thread->waits_for = what;
+  SwitchFrom(thread);
+  if (state.dying) {
+    std::fprintf(stderr, "  thread %d waits at %s:\n", thread->id, what);
+    PrintCalls();
+    CudaEmulatorSwitch(&thread->stack_pointer, state.scheduler);
+  }
+  thread->waits_for = nullptr;
+}
+
+bool CompleteBarrier(Barrier& barrier, int expected, Thread* last) {
+  if (barrier.arrived == 0 || barrier.arrived < expected) return false;
+  int result = barrier.count;
+  if (barrier.vote == Vote::kOr) result = barrier.count > 0;
+  if (barrier.vote == Vote::kAnd) result = barrier.count == barrier.arrived;
+  for (Thread* thread : barrier.waiting) {
+    thread->result = result;
+    MakeReady(thread);
+  }
+  if (last != nullptr) last->result = result;
+  barrier.waiting.clear();
+  barrier.arrived = barrier.count = 0;
+  NoteProgress();
+  return true;
+}
+
+bool CompleteGroup(Warp& warp, size_t index, int first_thread, int last_lane) {
+  Group group = warp.groups[index];
+  if (group.arrived != (group.mask & ~warp.ended)) return false;
+  warp.groups.erase(warp.groups.begin() + static_cast<std::ptrdiff_t>(index));
+  group.combine(group.lanes, group.arrived);
+  for (int lane = 0; lane < kLanes; ++lane) {
+    if ((group.arrived >> lane & 1) != 0 && lane != last_lane) {
+      MakeReady(&state.threads[first_thread + lane]);
+    }
+  }
+  NoteProgress();
+  return true;
+}
+
+// Those who wait for this thread wait no longer.
+void End() {
+  Thread* thread = state.running;
+  AsyncCopyFinish();
+  thread->ended = true;
+  --state.live;
+  NoteProgress();
+  Warp& warp = state.warps[thread->id / kLanes];
+  warp.ended |= 1u << (thread->id % kLanes);
+  for (size_t i = warp.groups.size(); i-- > 0;) {
+    CompleteGroup(warp, i, thread->id / kLanes * kLanes, -1);
+  }
+  CompleteBarrier(state.barriers[0], state.live, nullptr);
+  SwitchFrom(thread);
+  std::abort();  // nobody resumes it
+}
+
+void FiberMain() {
+  threadIdx = state.running->index;
+  (*state.body)();
+  End();
+}
+
+[[noreturn]] void ReportDeadlock() {
+  std::fprintf(stderr, "cuda emulator: deadlock in %s, block (%u, %u, %u)\n",
+               FunctionAt(state.shape.kernel).c_str(), blockIdx.x, blockIdx.y, blockIdx.z);
+  std::map<std::string, std::vector<Thread*>> waiting;
+  for (int i = 0; i < state.size; ++i) {
+    Thread& thread = state.threads[i];
+    if (!thread.ended) waiting[thread.waits_for].push_back(&thread);
+  }
+  for (const auto& [what, threads] : waiting) {
+    std::fprintf(stderr, "  %zu threads wait at %s\n", threads.size(), what.c_str());
+  }
+  state.dying = true;
+  state.first_ready = nullptr;
+  for (const auto& [what, threads] : waiting) {
+    state.running = threads.front();
+    CudaEmulatorSwitch(&state.scheduler, threads.front()->stack_pointer);
+  }
+  std::abort();
+}
+
+void StartThreads() {
+  const dim3& block = state.shape.block;
+  state.size = static_cast<int>(block.x * block.y * block.z);
+  state.live = state.size;
+  for (Warp& warp : state.warps) warp = {};
+  for (Barrier& barrier : state.barriers) barrier = {};
+  if (state.size % kLanes != 0) {
+    state.warps[state.size / kLanes].ended = ~0u << (state.size % kLanes);
+  }
+  state.first_ready = nullptr;
+  // Every other block from its last thread on: code that leans on an order shows it.
+  const bool backwards = ((blockIdx.x + blockIdx.y + blockIdx.z) & 1) != 0;
+  for (int i = 0; i < state.size; ++i) {
+    const int id = backwards ? state.size - 1 - i : i;
+    if (state.stacks[id] == nullptr) state.stacks[id] = std::make_unique<FiberStack>();
+    Thread& thread = state.threads[id];
+    thread = {};
+    const auto at = static_cast<unsigned>(id);
+    thread.index = {at % block.x, at / block.x % block.y, at / (block.x * block.y)};
+    thread.id = id;
+    thread.stack_pointer = state.stacks[id]->Prepare(FiberMain);
+    MakeReady(&thread);
+  }
+}
+
+void RunBlock() {
+  ResetShared(state.shape.shared_bytes, state.size);
+  StartThreads();
+  Thread* next = state.first_ready;
+  state.first_ready = next->next;
+  state.running = next;
+  CudaEmulatorSwitch(&state.scheduler, next->stack_pointer);
+  if (state.live != 0) ReportDeadlock();
+  state.running = nullptr;
+  CheckShared();
+}
+
+}  // namespace
+
+void Fail(const char* format, ...) {
+  std::fputs("cuda emulator: ", stderr);
+  va_list args;
+  va_start(args, format);
+  std::vfprintf(stderr, format, args);
+  va_end(args);
+  std::fprintf(stderr, "\n  in %s, block (%u, %u, %u), thread %d\n",
+               FunctionAt(state.shape.kernel).c_str(), blockIdx.x, blockIdx.y, blockIdx.z,
+               state.running != nullptr ? state.running->id : -1);
+  PrintCalls();
+  std::abort();
+}
+
+void RunGrid(const LaunchShape& shape, const std::function<void()>& body) {
+  state.shape = shape;
+  state.body = &body;
+  blockDim = shape.block;
+  gridDim = shape.grid;
+  for (unsigned z = 0; z < shape.grid.z; ++z) {
+    for (unsigned y = 0; y < shape.grid.y; ++y) {
+      for (unsigned x = 0; x < shape.grid.x; ++x) {
+        blockIdx = {x, y, z};
+        RunBlock();
+      }
+    }
+  }
+}
+
+int RunningThread() { return state.running->id; }
+int Lane() { return state.running->id % kLanes; }
+
+void NoteProgress() { state.idle_yields = 0; }
+
+void Yield() {
+  if (++state.idle_yields > kIdleYieldsMax) {
+    state.running->waits_for = "a loop";
+    Fail("deadlock: threads wait in loops and nothing changes");
+  }
+  MakeReady(state.running);
+  Park("a loop");
+}
+
+int SyncThreads(int predicate, Vote vote) {
+  Barrier& barrier = state.barriers[0];
+  Thread* thread = state.running;
+  barrier.vote = vote;
+  ++barrier.arrived;
+  barrier.count += predicate != 0 ? 1 : 0;
+  if (!CompleteBarrier(barrier, state.live, thread)) {
+    barrier.waiting.push_back(thread);
+    Park("__syncthreads");
+  }
+  return thread->result;
+}
+
+void NamedBarrier(int id, int threads, bool waits) {
+  static const char* const kNames[kBarriers] = {
+      "barrier 0",  "barrier 1",  "barrier 2",  "barrier 3", "barrier 4",  "barrier 5",
+      "barrier 6",  "barrier 7",  "barrier 8",  "barrier 9", "barrier 10", "barrier 11",
+      "barrier 12", "barrier 13", "barrier 14", "barrier 15"};
+  if (id < 1 || id >= kBarriers) Fail("named barrier %d: need 1 to %d", id, kBarriers - 1);
+  if (threads <= 0 || threads % kLanes != 0) {
+    Fail("named barrier %d of %d threads: need whole warps", id, threads);
+  }
+  Barrier& barrier = state.barriers[id];
+  if (barrier.arrived != 0 && barrier.expected != threads) {
+    Fail("named barrier %d: %d threads expected here, %d by others", id, threads, barrier.expected);
+  }
+  barrier.expected = threads;
+  ++barrier.arrived;
+  if (CompleteBarrier(barrier, threads, state.running) || !waits) return;
+  barrier.waiting.push_back(state.running);
+  Park(kNames[id]);
+}
+
+void WarpExchange(uint32_t mask, const char* what, void* operand, Combine combine) {
+  Thread* thread = state.running;
+  const int lane = thread->id % kLanes;
+  Warp& warp = state.warps[thread->id / kLanes];
+  if ((mask >> lane & 1) == 0) Fail("%s: lane %d is not in its own mask 0x%x", what, lane, mask);
+  size_t index = 0;
+  while (index < warp.groups.size() && warp.groups[index].mask != mask) ++index;
+  if (index == warp.groups.size()) {
+    warp.groups.push_back({.mask = mask, .what = what, .combine = combine});
+  }
+  Group& group = warp.groups[index];
+  if (group.combine != combine) {
+    Fail("lane %d is at %s, other lanes of mask 0x%x at %s", lane, what, mask, group.what);
+  }
+  group.arrived |= 1u << lane;
+  group.lanes[lane] = operand;
+  if (!CompleteGroup(warp, index, thread->id - lane, lane)) Park(what);
+}
+
+}  // namespace cuda_emulator

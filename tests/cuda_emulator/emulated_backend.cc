@@ -1,0 +1,39 @@
+// MakeEmulatedBackend, and what stands in for cuBLASLt and for kernels of sm_90 alone.
+#include "tests/cuda_emulator/emulated_backend.h"
+
+#include "kernels/cuda/attend_prefill_sm90.h"
+#include "kernels/cuda/cublaslt.h"
+#include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/matmul_kernels.h"
+
+namespace lacuna::kernels {
+namespace cuda {
+
+Result<std::unique_ptr<CublasLt>> CublasLt::Create(DType dtype) {
+  return std::unique_ptr<CublasLt>(new CublasLt(dtype));
+}
+CublasLt::~CublasLt() = default;
+Status CublasLt::Run(const MatmulTask& task, cudaStream_t stream) {
+  return SimpleMatmul(task, stream);
+}
+
+Status SkinnyMatmul(const MatmulTask& /*task*/, int /*sm_count*/, bool /*whole_k*/,
+                    const SkinnyTuning& /*tuning*/, cudaStream_t /*stream*/) {
+  return InternalError("SkinnyMatmul: not for the generation that is emulated");
+}
+
+bool PrefillSm90Serves(const AttendPrefillArgs& /*args*/, const DeviceTraits& /*traits*/) {
+  return false;
+}
+Status AttendPrefillSm90(const AttendPrefillArgs& /*args*/, const DeviceTraits& /*traits*/,
+                         const Workspace& /*workspace*/, cudaStream_t /*stream*/) {
+  return InternalError("AttendPrefillSm90: not for the generation that is emulated");
+}
+
+}  // namespace cuda
+
+Result<std::unique_ptr<Backend>> MakeEmulatedBackend(const BackendOptions& options) {
+  return cuda::MakeCudaBackend(options);
+}
+
+}  // namespace lacuna::kernels

@@ -1,0 +1,189 @@
+#include "tests/cuda_emulator/shared_memory.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "tests/cuda_emulator/block.h"
+
+namespace cuda_emulator {
+namespace {
+
+constexpr size_t kGuardBytes = 256;
+constexpr unsigned char kFill = 0xff;  // NaN in every float type
+constexpr unsigned char kGuard = 0xa5;
+
+struct Copy final {
+  std::byte* to = nullptr;
+  const void* from = nullptr;
+  size_t bytes = 0;
+  uint64_t* barrier = nullptr;  // of bulk copies
+};
+void Do(const Copy& copy) {
+  if (copy.from == nullptr) {
+    std::memset(copy.to, 0, copy.bytes);
+  } else {
+    std::memcpy(copy.to, copy.from, copy.bytes);
+  }
+}
+
+// A thread's copies that are still to be done, and how many of them each committed group ends at.
+struct ThreadCopies final {
+  std::vector<Copy> copies;
+  std::vector<size_t> group_ends;
+};
+
+struct Mbarrier final {
+  int32_t bytes;     // announced and not yet come
+  uint16_t pending;  // arrivals that the phase still needs
+  uint16_t expected : 15;
+  uint16_t phase : 1;
+};
+static_assert(sizeof(Mbarrier) == sizeof(uint64_t));
+
+struct Shared final {
+  size_t dynamic_bytes = 0;
+  ThreadCopies threads[kThreadsMax];
+  std::vector<Copy> bulk;
+  uint32_t turn = 0;
+};
+Shared& shared = *new Shared();
+
+alignas(1024) std::byte arena[kSharedBytesMax + kGuardBytes];
+
+// Both happen on a device: a copy that is early, and one that is late.
+bool Late() {
+  shared.turn = shared.turn * 1664525u + 1013904223u;
+  return (shared.turn >> 16 & 1) != 0;
+}
+
+Mbarrier& At(uint64_t* word) {
+  if (reinterpret_cast<uintptr_t>(word) % 8 != 0) Fail("mbarrier: not aligned to 8 bytes");
+  auto& barrier = *reinterpret_cast<Mbarrier*>(word);
+  if (barrier.expected == 0x7fff) Fail("mbarrier: not initialised");
+  return barrier;
+}
+void CompletePhase(Mbarrier& barrier) {
+  if (barrier.pending != 0 || barrier.bytes != 0) return;
+  barrier.phase ^= 1;
+  barrier.pending = barrier.expected;
+  NoteProgress();
+}
+void Finish(const Copy& copy) {
+  Do(copy);
+  Mbarrier& barrier = At(copy.barrier);
+  barrier.bytes -= static_cast<int32_t>(copy.bytes);
+  CompletePhase(barrier);
+}
+
+}  // namespace
+
+void ResetShared(size_t dynamic_bytes, int threads) {
+  shared.dynamic_bytes = dynamic_bytes;
+  std::memset(arena, kFill, dynamic_bytes);
+  std::memset(arena + dynamic_bytes, kGuard, kGuardBytes);
+  for (int i = 0; i < threads; ++i) {
+    shared.threads[i].copies.clear();
+    shared.threads[i].group_ends.clear();
+  }
+  shared.bulk.clear();
+}
+
+void CheckShared() {
+  const auto* guard = reinterpret_cast<const unsigned char*>(arena + shared.dynamic_bytes);
+  for (size_t i = 0; i < kGuardBytes; ++i) {
+    if (guard[i] != kGuard) Fail("wrote %zu bytes behind the dynamic shared memory", i);
+  }
+  if (!shared.bulk.empty()) Fail("ended before %zu bulk copies were done", shared.bulk.size());
+}
+
+std::byte* DynamicShared() { return arena; }
+uint32_t SharedAddressOf(const void* pointer) {
+  return static_cast<uint32_t>(reinterpret_cast<uintptr_t>(pointer) -
+                               reinterpret_cast<uintptr_t>(arena));
+}
+std::byte* SharedAt(uint32_t address, size_t bytes, size_t alignment) {
+  if (address % alignment != 0) Fail("shared memory: %u is not aligned to %zu", address, alignment);
+  if (address < sizeof(arena) && address + bytes > shared.dynamic_bytes) {
+    Fail("shared memory: %zu bytes at %u of %zu", bytes, address, shared.dynamic_bytes);
+  }
+  return arena + static_cast<int32_t>(address);  // static variables lie on either side
+}
+
+void AsyncCopy(std::byte* to, const void* from, size_t bytes) {
+  if (reinterpret_cast<uintptr_t>(from) % bytes != 0) {
+    Fail("asynchronous copy of %zu bytes: source %p is not aligned", bytes, from);
+  }
+  const Copy copy{to, from, bytes, nullptr};
+  if (Late()) {
+    shared.threads[RunningThread()].copies.push_back(copy);
+  } else {
+    Do(copy);
+  }
+}
+void AsyncCopyCommitGroup() {
+  ThreadCopies& mine = shared.threads[RunningThread()];
+  mine.group_ends.push_back(mine.copies.size());
+}
+void AsyncCopyWaitGroups(int groups_left) {
+  ThreadCopies& mine = shared.threads[RunningThread()];
+  const size_t left = static_cast<size_t>(groups_left);
+  if (mine.group_ends.size() <= left) return;
+  const size_t groups = mine.group_ends.size() - left;
+  const auto done = static_cast<std::ptrdiff_t>(mine.group_ends[groups - 1]);
+  std::for_each(mine.copies.begin(), mine.copies.begin() + done, Do);
+  mine.copies.erase(mine.copies.begin(), mine.copies.begin() + done);
+  mine.group_ends.erase(mine.group_ends.begin(),
+                        mine.group_ends.begin() + static_cast<std::ptrdiff_t>(groups));
+  for (size_t& end : mine.group_ends) end -= static_cast<size_t>(done);
+}
+void AsyncCopyFinish() {
+  ThreadCopies& mine = shared.threads[RunningThread()];
+  std::for_each(mine.copies.begin(), mine.copies.end(), Do);
+  mine.copies.clear();
+  for (size_t& end : mine.group_ends) end = 0;
+}
+
+void BulkCopy(std::byte* to, const void* from, size_t bytes, uint64_t* barrier) {
+  if (reinterpret_cast<uintptr_t>(from) % 16 != 0 || bytes % 16 != 0 || bytes == 0) {
+    Fail("bulk copy of %zu bytes from %p: need multiples of 16", bytes, from);
+  }
+  const Copy copy{to, from, bytes, barrier};
+  if (Late()) {
+    shared.bulk.push_back(copy);
+  } else {
+    Finish(copy);
+  }
+}
+
+void MbarrierInit(uint64_t* word, uint32_t arrivals) {
+  if (arrivals == 0 || arrivals >= 0x7fff) Fail("mbarrier: %u arrivals", arrivals);
+  auto& barrier = *reinterpret_cast<Mbarrier*>(word);
+  barrier = {};
+  barrier.expected = static_cast<uint16_t>(arrivals & 0x7fff);
+  barrier.pending = barrier.expected;
+}
+void MbarrierArrive(uint64_t* word, uint32_t expected_bytes) {
+  Mbarrier& barrier = At(word);
+  if (barrier.pending == 0) Fail("mbarrier: more arrivals than its %u", barrier.expected);
+  barrier.bytes += static_cast<int32_t>(expected_bytes);
+  --barrier.pending;
+  NoteProgress();
+  CompletePhase(barrier);
+}
+bool MbarrierTest(uint64_t* word, uint32_t parity) {
+  for (size_t i = 0; i < shared.bulk.size();) {
+    if (shared.bulk[i].barrier != word) {
+      ++i;
+      continue;
+    }
+    const Copy copy = shared.bulk[i];
+    shared.bulk.erase(shared.bulk.begin() + static_cast<std::ptrdiff_t>(i));
+    Finish(copy);
+  }
+  if (At(word).phase != parity) return true;
+  Yield();
+  return false;
+}
+
+}  // namespace cuda_emulator
