@@ -56,8 +56,11 @@ struct DecodeParams final {
   float scale = 0.0f;  // times log2(e) when there is no softcap
   float softcap = 0.0f;
   const float* sink_logits = nullptr;
-  int window_tokens = 0;
-  int sink_tokens = 0;
+  StaticShape shape;
+  const StaticShape* shapes = nullptr;  // [rows, kv_heads], instead of `shape`
+  const uint64_t* masks = nullptr;      // of `pages`: their listed tokens
+  const float* dropped_lse = nullptr;   // [rows, q_heads], or null
+  int64_t dropped_row = 0;              // its stride, in elements
   float* partials = nullptr;    // slots of tile_heads * head_dim sums, then tile_heads (max, sum)
   int32_t* arrivals = nullptr;  // [units], zero between launches
   int list_items = 0;           // deterministic: items of a list at most; 0: cut anywhere

@@ -12,6 +12,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/attend_decode_merge.cuh"
+#include "kernels/cuda/attend_decode_producer.cuh"
 #include "kernels/cuda/kv_layout.cuh"
 #include "kernels/cuda/launch.cuh"
 
@@ -52,12 +53,11 @@ class Consumer final {
       WaitFor(barriers.k_full, cursor_.parity);
       if (header.stop) return;
       if (header.first) Begin(header.segment, SharedAddress(stage) + DecodeSlabsBytes(kHeadDim));
-      const int key = header.quarter_keys[warp_ % 4];
-      const bool any = SomeVisible(p_, position_, key, 16);
+      const uint32_t visible = header.visible[warp_ % 4];
       float x[4];
-      if (any) Scores(SharedAddress(stage), key, x);
+      if (visible != 0) Scores(SharedAddress(stage), visible, x);
       WaitFor(barriers.v_full, cursor_.parity);
-      if (any) AddValues(SharedAddress(stage), x);
+      if (visible != 0) AddValues(SharedAddress(stage), visible, x);
       if (header.last) {
         NamedBarrierSync(kConsumerBarrier, threads);  // nobody reads the stage any more
         PutSums(reinterpret_cast<float*>(stage));
@@ -77,7 +77,6 @@ class Consumer final {
   }
 
   __device__ void Begin(const Segment& segment, uint32_t queries) {
-    position_ = segment.position;
     const int head = warp_ / 4 * 8 + lane_ / 4;
     const bool valid = head < TileHeads(p_, segment.tile);
     const uint32_t row =
@@ -130,8 +129,8 @@ class Consumer final {
   }
 
   // x = the scores of 16 keys x 8 heads (C layout: keys lane / 4 and + 8, heads lane % 4 * 2 and
-  // + 1), scaled and capped, in units of log2(e); -inf where hidden.
-  __device__ void Scores(uint32_t stage, int first_key, float (&x)[4]) {
+  // + 1), scaled and capped, in units of log2(e); -inf where not `visible`.
+  __device__ void Scores(uint32_t stage, uint32_t visible, float (&x)[4]) {
     float s[2][4] = {};  // two chains, for latency
     const LaneRow row = RowOf(stage, 0, lane_ % 16, lane_ / 16);
 #pragma unroll
@@ -149,10 +148,10 @@ class Consumer final {
         value = p_.softcap * kDecodeLog2E * tanh;
       }
     }
-    if (AllVisible(p_, position_, first_key, 16)) return;
+    if (visible == 0xffff) return;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      if (!SomeVisible(p_, position_, first_key + lane_ / 4 + i / 2 * 8, 1)) x[i] = -INFINITY;
+      if ((visible >> (lane_ / 4 + i / 2 * 8) & 1) == 0) x[i] = -INFINITY;
     }
   }
 
@@ -177,7 +176,13 @@ class Consumer final {
     }
   }
 
-  __device__ void AddValues(uint32_t stage, const float (&x)[4]) {
+  // The 16-bit elements, of a pair, whose tokens are visible.
+  __device__ static uint32_t KeepPair(uint32_t visible) {
+    return ((visible & 1) != 0 ? 0xffffu : 0) | ((visible & 2) != 0 ? 0xffff0000u : 0);
+  }
+
+  // Values of tokens that are not visible become zeros: a probability of 0 does not keep NaN out.
+  __device__ void AddValues(uint32_t stage, uint32_t visible, const float (&x)[4]) {
     const bool raise = fmaxf(x[0], x[2]) > max_[0] + kRaise || fmaxf(x[1], x[3]) > max_[1] + kRaise;
     if (__any_sync(~0u, raise)) RaiseMaxima(x);
     float p[4];
@@ -189,10 +194,14 @@ class Consumer final {
     const uint32_t p0 = TransposeMatrix(Pack<T>(p[0], p[1]));
     const uint32_t p1 = TransposeMatrix(Pack<T>(p[2], p[3]));
     const LaneRow row = RowOf(stage, 1, lane_ / 16 * 8 + lane_ % 8, lane_ / 8 % 2);
+    const uint32_t keep[2] = {KeepPair(visible >> lane_ % 4 * 2),
+                              KeepPair(visible >> (lane_ % 4 * 2 + 8))};
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
       uint32_t v[4];
       LoadMatrix4Transposed(v, ChunkOf(row, step));
+#pragma unroll
+      for (int i = 0; i < 4; ++i) v[i] &= keep[i / 2];
       MmaM16N8K16<T>(o_[step], v, p0, p1);
     }
   }
@@ -219,7 +228,6 @@ class Consumer final {
   const int warp_;  // of the consumers
   const int lane_;
   RingCursor cursor_;
-  int position_ = 0;
   uint32_t q_[kSteps][2];  // B operand: 8 heads
   float o_[kSteps][4];     // O^T: channels step * 16 + lane / 4 and + 8, heads lane % 4 * 2 and + 1
   float max_[2];           // the same in all lanes of a head

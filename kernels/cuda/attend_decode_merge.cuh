@@ -51,11 +51,16 @@ __device__ void WriteResult(const DecodeParams& p, int head_dim, int row, int he
   if (sums.l > 0.0f) {
     factor = 1.0f / sums.l;
     lse = (sums.max + log2f(sums.l)) / kDecodeLog2E;
-    if (p.sink_logits != nullptr) {
-      const float sink = p.sink_logits[head] * kDecodeLog2E;
-      const float top = fmaxf(sums.max, sink);
+    if (p.sink_logits != nullptr || p.dropped_lse != nullptr) {  // these join the denominator only
+      float sink = -INFINITY;
+      float dropped = -INFINITY;
+      if (p.sink_logits != nullptr) sink = p.sink_logits[head] * kDecodeLog2E;
+      if (p.dropped_lse != nullptr) {
+        dropped = p.dropped_lse[row * p.dropped_row + head] * kDecodeLog2E;
+      }
+      const float top = fmaxf(sums.max, fmaxf(sink, dropped));
       const float mine = Exp2(sums.max - top);
-      factor = mine / (sums.l * mine + Exp2(sink - top));
+      factor = mine / (fmaf(sums.l, mine, Exp2(sink - top)) + Exp2(dropped - top));
     }
   }
   const uint2 packed = {Pack<T>(sums.o.x * factor, sums.o.y * factor),

@@ -67,8 +67,13 @@ DecodeParams ParamsOf(const AttendDecodeArgs& args) {
   params.scale = args.params.softcap > 0.0f ? args.params.scale / args.params.softcap
                                             : args.params.scale * kLog2E;
   params.sink_logits = args.params.sink_logits;
-  params.window_tokens = args.params.shape.window_tokens;
-  params.sink_tokens = args.params.shape.sink_tokens;
+  params.shape = args.params.shape;
+  params.shapes = args.shapes;
+  params.masks = args.lists.masks;
+  if (!args.dropped_lse.empty()) {
+    params.dropped_lse = args.dropped_lse.as<float>();
+    params.dropped_row = args.dropped_lse.stride(0);
+  }
   return params;
 }
 

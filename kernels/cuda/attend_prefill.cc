@@ -14,7 +14,10 @@ namespace {
 
 enum class Kernel { kSm90, kSm80, kSimple };
 
+// Lists with masks are what decode selects; the engine's prefill has none, and the plain kernel
+// takes them.
 Kernel Choose(const AttendPrefillArgs& args, const DeviceTraits& traits) {
+  if (args.lists.masks != nullptr) return Kernel::kSimple;
   if (PrefillSm90Serves(args, traits)) return Kernel::kSm90;
   return ServesSm80(args, traits) ? Kernel::kSm80 : Kernel::kSimple;
 }
@@ -24,6 +27,7 @@ void LogSlow(const AttendPrefillArgs& args, const DeviceTraits& traits, Kernel k
   static std::atomic<bool> said[2] = {false, false};
   const bool simple = kernel == Kernel::kSimple;
   if (args.pool.dtype == DType::kF32 || (!simple && traits.major != 9)) return;
+  if (args.lists.masks != nullptr) return;
   if (said[simple ? 1 : 0].exchange(true)) return;
   spdlog::warn("prefill attention: head_dim {} with pages of {} tokens takes the {} kernel",
                args.pool.head_dim, args.pool.page_tokens, simple ? "plain" : "mma.sync");

@@ -116,7 +116,9 @@ __device__ __forceinline__ void PrefillBlock(const PrefillParams& p) {
   AsyncCopyCommit();
   TileRing<kDim, kBulk> ring(p, plan, head / p.group, q_at);
   if (threadIdx.x == 0) {
-    plan.Begin(RowsOfBlock(p, entry, tile, head), p.params.shape);
+    plan.Begin(
+        RowsOfBlock(p, entry, tile, head),
+        p.shapes == nullptr ? p.params.shape : p.shapes[entry.index * p.kv_heads + head / p.group]);
     ring.InitBarriers();
   }
   __syncthreads();
@@ -146,14 +148,16 @@ __device__ __forceinline__ void PrefillBlock(const PrefillParams& p) {
       const int meta = plan.Meta(index);
       const int first_key = (meta >> 8) * kKeyTile;
       const int groups = (meta >> group_shift) & 15;
-      const TileKind kind = KindOf(warp_rows, first_key, groups, p.params.shape);
+      // Read anew each time: there are no registers to keep it.
+      const StaticShape shape = p.shapes == nullptr ? p.params.shape : plan.shape();
+      const TileKind kind = KindOf(warp_rows, first_key, groups, shape);
       TileScores<Tile::kMmaRows> scores;
       const uint32_t keys = ring.Keys(index, tiles);
       if (kind != TileKind::kSkip) {
         Scores<T, kDim>(q_at, warp_row, keys, scores);
         if (p.params.softcap > 0.0f) CapScores(p.params, scores);
         if (kind == TileKind::kMasked) {
-          Mask(warp_rows, first_key, groups, p.params.shape, scores);
+          Mask(warp_rows, first_key, groups, shape, scores);
         }
         float keep[Tile::kMmaRows][2];
         Softmax(p.exponent_scale, scores, &running, keep);
@@ -241,6 +245,7 @@ PrefillParams MakeParams(const AttendPrefillArgs& args) {
   params.page_tokens = static_cast<int>(args.pool.page_tokens);
   params.exponent_scale = kLog2E * (args.params.softcap > 0.0f ? 1.0f : args.params.scale);
   params.params = args.params;
+  params.shapes = args.shapes;
   params.lists = args.lists;
   if (args.ranges != nullptr) params.ranges = *args.ranges;
   return params;

@@ -29,6 +29,7 @@ struct PrefillParams final {
   int page_tokens = 0;
   float exponent_scale = 0.0f;  // log2(e) times the scale, unless a soft cap has applied that
   AttentionParams params;
+  const StaticShape* shapes = nullptr;  // [chunks, kv_heads], instead of that of `params`
   PageLists lists;
   KeyRanges ranges;  // begins is null where there are none
   ChunkTable table;

@@ -136,6 +136,7 @@ PrefillParams CommonParams(const AttendPrefillArgs& args, const Workspace& works
   params.sink_logits = attention.sink_logits;
   params.counter = static_cast<int32_t*>(workspace.data);
   params.shape = attention.shape;
+  params.shapes = args.shapes;
   const bool capped = attention.softcap > 0.0f;
   params.scale_log2 = kLog2E * (capped ? attention.softcap : attention.scale);
   params.cap_scale = capped ? attention.scale / attention.softcap : 0.0f;

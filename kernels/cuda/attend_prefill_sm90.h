@@ -41,8 +41,9 @@ struct PrefillParams final {
   int64_t lse_stride = 0;
   int32_t* counter = nullptr;  // of items drawn; zero at the start
   StaticShape shape;
-  float scale_log2 = 0.0f;  // of the (capped) score, to base 2
-  float cap_scale = 0.0f;   // capped score = tanh(cap_scale * q.k); 0: not capped
+  const StaticShape* shapes = nullptr;  // [chunks, kv_heads], instead of `shape`
+  float scale_log2 = 0.0f;              // of the (capped) score, to base 2
+  float cap_scale = 0.0f;               // capped score = tanh(cap_scale * q.k); 0: not capped
   int32_t kv_heads = 0;
   int32_t group = 0;           // query heads per kv head
   int32_t section_heads = 0;   // kv heads per section, divides kv_heads

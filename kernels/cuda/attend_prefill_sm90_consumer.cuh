@@ -82,18 +82,20 @@ class Consumer final {
     if (last) Release(shared_.q_bars, q_place, lane_);
   }
 
-  __device__ void Softmax(float (&s)[64], const HalfItem& item, const Seen& tile,
-                          SoftmaxState* state, float (&rescale)[2]) {
+  __device__ void Softmax(float (&s)[64], const HalfItem& item, const RingPlace& q_place,
+                          const Seen& tile, SoftmaxState* state, float (&rescale)[2]) {
     if constexpr (kCapped) {
 #pragma unroll
       for (int i = 0; i < 64; ++i) s[i] = Tanh(s[i] * params_.cap_scale);
     }
-    const Hiding hiding = HowHidden(item, params_.shape, tile.mask, tile.first_key);
+    const StaticShape shape =
+        params_.shapes == nullptr ? params_.shape : shared_.shapes[q_place.InDouble()];
+    const Hiding hiding = HowHidden(item, shape, tile.mask, tile.first_key);
     const int position = item.first_position + row_;
     if (hiding == Hiding::kCausalOnly) {
       MaskCausal(s, tile.first_key, position, column_);
     } else if (hiding == Hiding::kAll) {
-      MaskScores(s, params_.shape, tile.mask, tile.first_key, position, column_);
+      MaskScores(s, shape, tile.mask, tile.first_key, position, column_);
     }
     UpdateSoftmax(s, state, params_.scale_log2, rescale);
   }
@@ -117,7 +119,7 @@ class Consumer final {
       WgmmaWait<0>();
       Pin(s);
       ReleaseK(place_, q_place_, tile->last);
-      Softmax(s, *item, *tile, &output->state, rescale);
+      Softmax(s, *item, q_place_, *tile, &output->state, rescale);
       PackScores<T>(s, p);
       Rescale(output->o, rescale);
     }
@@ -141,7 +143,7 @@ class Consumer final {
       ReleaseK(place, q_place, next.last);
       const SoftmaxState ended = output->state;
       if (tile->last) output->state = SoftmaxState{};
-      Softmax(s, next_item, next, &output->state, rescale);
+      Softmax(s, next_item, q_place, next, &output->state, rescale);
       Pin(s);
       // The wait is in both branches because the assembler would move it before the softmax, which
       // is there to overlap with PV, if it could; it does not move it across a branch.

@@ -61,4 +61,10 @@ __device__ inline ItemPlace FindItem(const PrefillParams& params, int index, int
   return place;
 }
 
+// Which keys the queries of an item may see. Read anew where it is needed: the walker has no
+// registers to keep it.
+__device__ inline StaticShape ShapeOf(const PrefillParams& params, int chunk, int kv_head) {
+  return params.shapes == nullptr ? params.shape : params.shapes[chunk * params.kv_heads + kv_head];
+}
+
 }  // namespace lacuna::kernels::cuda

@@ -60,6 +60,9 @@ class Walker final {
     }
     if ((lane_ & 15) == 0) batch.halves[lane_ >> 4] = place.half;
     if (lane_ == 0) {
+      if ((flags & kFirstOfItem) != 0) {
+        batch.shape = ShapeOf(params_, place.chunk, place.kv_head);
+      }
       batch.kv_head = place.kv_head;
       batch.first_tile = tiles.first_tile;
       batch.tiles = tiles.tiles;
@@ -128,6 +131,7 @@ class Copier final {
       shared_.items[q_.stage][lane_] = half;
       if ((batch.flags & kNoMoreItems) != 0) shared_.items[q_.stage][lane_].first_row = -1;
     }
+    if (lane_ == 0) shared_.shapes[q_.InDouble()] = batch.shape;
     const int halves = __popc(__ballot_sync(kAllLanes, half.rows > 0));
     if (lane_ == 0) BarrierArriveExpect(full, halves * kStripes * kPieceBytes);
     __syncwarp();

@@ -23,6 +23,7 @@ inline constexpr uint32_t kPieceBytes = 64 * kStripeBytes;  // 64 rows of a stri
 // Up to 16 tiles of an item, from walker to copier.
 struct TileBatch final {
   HalfItem halves[kHalves];
+  StaticShape shape;  // valid in the first batch of an item
   int32_t kv_head = 0;
   int32_t first_tile = 0;
   uint32_t tiles = 0;  // bit i: tile first_tile + i
@@ -54,6 +55,9 @@ struct alignas(1024) Shared final {
   std::byte v[kStages][kStripes][2 * kPieceBytes];
   StageBarriers q_bars, k_bars, v_bars, batch_bars;
   HalfItem items[kStages][kHalves];
+  // Of items, with PrefillParams::shapes. Twice as many as stages: consumers release the stage of
+  // Q before the last use of its item's shape.
+  StaticShape shapes[2 * kStages];
   TileRecord tiles[kStages];
   TileBatch batches[kStages];
 };
@@ -65,6 +69,8 @@ struct RingPlace final {
   __device__ RingPlace Next() const {
     return stage + 1 == kStages ? RingPlace{0, parity ^ 1} : RingPlace{stage + 1, parity};
   }
+  // In a ring of twice as many.
+  __device__ int InDouble() const { return stage + static_cast<int>(parity) * kStages; }
 };
 
 __device__ inline void AwaitFull(StageBarriers& barriers, const RingPlace& place) {

@@ -39,6 +39,8 @@ class TileWalk final {
 
   __device__ void Start(const ItemPlace& place) {
     rows_ = place.half.rows;
+    chunk_ = place.chunk;
+    kv_head_ = place.kv_head;
     position_ = place.half.first_position;
     list_ = params_.lists.begins[place.chunk];
     list_size_ = static_cast<int>(params_.lists.ends[place.chunk] - list_);
@@ -97,7 +99,7 @@ class TileWalk final {
       return 0;
     }
     uint32_t mask = GranulesBefore(position_ + rows_ + kGranuleKeys - 1, first_key);
-    const StaticShape& shape = params_.shape;
+    const StaticShape shape = ShapeOf(params_, chunk_, kv_head_);
     if (shape.window_tokens > 0) {
       const int window_first = max(0, position_ - shape.window_tokens + 1);
       mask &= ~GranulesBefore(window_first, first_key) |
@@ -162,6 +164,8 @@ class TileWalk final {
   const PrefillParams& params_;
   const int lane_;
   const int upper_;  // 16 in the upper half of the warp
+  int chunk_ = 0;
+  int kv_head_ = 0;
   int rows_ = 0;
   int position_ = 0;
   int64_t list_ = 0;

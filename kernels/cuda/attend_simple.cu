@@ -28,7 +28,15 @@ struct Geometry final {
   int page_tokens = 0;
   const int32_t* pages = nullptr;
   const int32_t* logical = nullptr;
+  const uint64_t* masks = nullptr;  // of `pages`, or null
   AttentionParams params;
+  const StaticShape* shapes = nullptr;  // [rows or chunks, kv_heads], or null
+  const float* dropped_lse = nullptr;   // [rows, q_heads], or null
+  int64_t dropped_row = 0;              // its stride, in elements
+
+  __device__ StaticShape ShapeOf(int64_t index, int head) const {
+    return shapes == nullptr ? params.shape : shapes[index * kv_heads + head / group];
+  }
 };
 
 // What one thread block computes.
@@ -36,6 +44,7 @@ struct RowWork final {
   int64_t row = 0;
   int head = 0;
   int position = 0;
+  StaticShape shape;
   int64_t list_begin = 0, list_end = 0;
   const int32_t* range_begins = nullptr;  // null: no ranges
   const int32_t* range_ends = nullptr;
@@ -146,18 +155,20 @@ __device__ void AddList(const Geometry& g, const RowWork& work, const float* q, 
   const int tile_keys = min(g.page_tokens, kTileKeysMax);
   const int tiles_per_page = g.page_tokens / tile_keys;
   const int64_t slab = 2 * static_cast<int64_t>(g.page_tokens) * g.head_dim;
-  const StaticShape shape = g.params.shape;
+  const StaticShape shape = work.shape;
   int64_t range = work.range_first;
   for (int64_t entry = work.list_begin; entry < work.list_end; ++entry) {
     const int page_first = g.logical[entry] * g.page_tokens;
     if (page_first > work.position) break;
+    const uint64_t mask = g.masks == nullptr ? ~uint64_t{0} : g.masks[entry];
     const T* k = static_cast<const T*>(g.pool) +
                  (static_cast<int64_t>(g.pages[entry]) * g.kv_heads + work.head / g.group) * slab;
     for (int tile = 0; tile < tiles_per_page; ++tile) {
       const int first = page_first + tile * tile_keys;
       if (first / tile_keys % kWarps != warp || first > work.position) continue;
       const int key = first + lane;
-      bool visible = lane < tile_keys && key <= work.position &&
+      bool visible = lane < tile_keys && (mask >> (tile * tile_keys + lane) & 1) != 0 &&
+                     key <= work.position &&
                      (shape.window_tokens == 0 || key > work.position - shape.window_tokens ||
                       key < shape.sink_tokens);
       if (work.range_begins != nullptr) {
@@ -197,10 +208,14 @@ __device__ void FinishRow(const Geometry& g, const RowWork& work, const Running&
     sum = fmaf(weights[w], sums[w], sum);
   }
   float factor = sum > 0.0f ? 1.0f / sum : 0.0f;
-  if (g.params.sink_logits != nullptr && sum > 0.0f) {
-    const float sink = g.params.sink_logits[work.head];
-    const float top = fmaxf(max, sink);
-    factor = expf(max - top) / fmaf(sum, expf(max - top), expf(sink - top));
+  if ((g.params.sink_logits != nullptr || g.dropped_lse != nullptr) && sum > 0.0f) {
+    float sink = -INFINITY;
+    float dropped = -INFINITY;
+    if (g.params.sink_logits != nullptr) sink = g.params.sink_logits[work.head];
+    if (g.dropped_lse != nullptr) dropped = g.dropped_lse[work.row * g.dropped_row + work.head];
+    const float top = fmaxf(max, fmaxf(sink, dropped));
+    const float mine = expf(max - top);
+    factor = mine / (fmaf(sum, mine, expf(sink - top)) + expf(dropped - top));
   }
   T* out = static_cast<T*>(g.out) + work.row * g.out_row + work.head * g.out_head;
   for (int pair = static_cast<int>(threadIdx.x); pair < g.head_dim / 2; pair += kWarps * 32) {
@@ -244,6 +259,7 @@ __global__ void __launch_bounds__(kWarps * 32)
   work.row = int64_t{entry.chunk.first_row} + query;
   work.head = static_cast<int>(blockIdx.y);
   work.position = entry.chunk.first_position + query;
+  work.shape = g.ShapeOf(entry.index, work.head);
   work.list_begin = begins[entry.index];
   work.list_end = ends[entry.index];
   if (ranges.begins != nullptr) {
@@ -269,6 +285,7 @@ __global__ void __launch_bounds__(kWarps * 32)
   work.row = blockIdx.x;
   work.head = static_cast<int>(blockIdx.y);
   work.position = positions[work.row];
+  work.shape = g.ShapeOf(work.row, work.head);
   const int64_t list = work.row * lists_per_row + (lists_per_row > 1 ? work.head / g.group : 0);
   work.list_begin = begins[list];
   work.list_end = ends[list];
@@ -295,7 +312,9 @@ Geometry MakeGeometry(const Args& args) {
   g.page_tokens = static_cast<int>(args.pool.page_tokens);
   g.pages = args.lists.pages;
   g.logical = args.lists.logical;
+  g.masks = args.lists.masks;
   g.params = args.params;
+  g.shapes = args.shapes;
   return g;
 }
 
@@ -328,7 +347,12 @@ template <typename T>
 Status Decode(const AttendDecodeArgs& args, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(args.q.dim(0)), static_cast<unsigned>(args.q.dim(1)));
   if (grid.x == 0) return OkStatus();
-  return Launch(DecodeKernel<T>, grid, dim3(kWarps * 32), 0, stream, MakeGeometry(args),
+  Geometry g = MakeGeometry(args);
+  if (!args.dropped_lse.empty()) {
+    g.dropped_lse = args.dropped_lse.as<float>();
+    g.dropped_row = args.dropped_lse.stride(0);
+  }
+  return Launch(DecodeKernel<T>, grid, dim3(kWarps * 32), 0, stream, g,
                 args.positions.as<int32_t>(), args.lists.begins, args.lists.ends,
                 args.lists_per_row);
 }

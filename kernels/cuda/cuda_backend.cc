@@ -10,6 +10,21 @@
 namespace lacuna::kernels::cuda {
 namespace {
 
+// Rows [first, first + count) of a call.
+AttendDecodeArgs DecodeRows(const AttendDecodeArgs& args, int64_t first, int64_t count) {
+  AttendDecodeArgs rows = args;
+  rows.q = args.q.Slice(first, count);
+  rows.out = args.out.Slice(first, count);
+  rows.positions = args.positions.Slice(first, count);
+  rows.lists.begins += first * args.lists_per_row;
+  rows.lists.ends += first * args.lists_per_row;
+  rows.lists.lists = count * args.lists_per_row;
+  if (args.shapes != nullptr) rows.shapes += first * args.pool.kv_heads;
+  if (!args.dropped_lse.empty()) rows.dropped_lse = args.dropped_lse.Slice(first, count);
+  if (!args.lse.empty()) rows.lse = args.lse.Slice(first, count);
+  return rows;
+}
+
 class CudaBackend final : public Backend {
  public:
   CudaBackend(const BackendOptions& options, std::unique_ptr<CudaDevice> device,
@@ -39,9 +54,11 @@ class CudaBackend final : public Backend {
 
   Status ReserveWorkspace(const WorkspaceLimits& limits) override {
     LACUNA_RETURN_IF_ERROR(
-        Reserve(std::max(PrefillWorkspaceBytes(traits(), limits.step_tokens, limits.sequences,
-                                               limits.q_heads, limits.context_tokens),
-                         SampleWorkspaceBytes(limits.logit_rows, limits.vocab)),
+        Reserve(std::max({PrefillWorkspaceBytes(traits(), limits.step_tokens, limits.sequences,
+                                                limits.q_heads, limits.context_tokens),
+                          SampleWorkspaceBytes(limits.logit_rows, limits.vocab),
+                          SelectKeysWorkspaceBytes(limits.rows, limits.q_heads,
+                                                   limits.context_tokens)}),
                 &workspace_));
     return Reserve(DecodeWorkspaceBytes(traits(), limits.rows, limits.q_heads, limits.head_dim),
                    &decode_workspace_);
@@ -80,16 +97,17 @@ class CudaBackend final : public Backend {
     return cuda::AppendKv(args, device_->Native(stream));
   }
   Status AttendDecode(const AttendDecodeArgs& args, Stream& stream) override {
-    if (args.lists.masks != nullptr || args.shapes != nullptr || !args.dropped_lse.empty()) {
-      return NoSparseOps("AttendDecode");
-    }
     LACUNA_RETURN_IF_ERROR(device_->Enter());
-    return cuda::AttendDecode(args, traits(), deterministic_,
-                              {decode_workspace_.data(), decode_workspace_.bytes()},
-                              device_->Native(stream));
+    // The rows that correct a prefill may be more than a step decodes.
+    for (int64_t first = 0; first < args.q.dim(0); first += decode_rows_max_) {
+      const int64_t rows = std::min(decode_rows_max_, args.q.dim(0) - first);
+      LACUNA_RETURN_IF_ERROR(cuda::AttendDecode(
+          DecodeRows(args, first, rows), traits(), deterministic_,
+          {decode_workspace_.data(), decode_workspace_.bytes()}, device_->Native(stream)));
+    }
+    return OkStatus();
   }
   Status AttendPrefill(const AttendPrefillArgs& args, Stream& stream) override {
-    if (args.lists.masks != nullptr || args.shapes != nullptr) return NoSparseOps("AttendPrefill");
     LACUNA_RETURN_IF_ERROR(device_->Enter());
     return cuda::AttendPrefill(args, traits(), deterministic_, workspace(),
                                device_->Native(stream));
@@ -100,18 +118,24 @@ class CudaBackend final : public Backend {
   }
 
   bool has_sparse_ops() const override { return false; }
-  Status AppendMetadata(const AppendMetadataArgs&, Stream&) override {
-    return NoSparseOps("AppendMetadata");
+  Status AppendMetadata(const AppendMetadataArgs& args, Stream& stream) override {
+    LACUNA_RETURN_IF_ERROR(device_->Enter());
+    return cuda::AppendMetadata(args, device_->Native(stream));
   }
-  Status SelectKeys(const SelectKeysArgs&, Stream&) override { return NoSparseOps("SelectKeys"); }
+  Status SelectKeys(const SelectKeysArgs& args, Stream& stream) override {
+    LACUNA_RETURN_IF_ERROR(device_->Enter());
+    return cuda::SelectKeys(args, traits(), workspace(), device_->Native(stream));
+  }
   Status SelectRanges(const SelectRangesArgs&, Stream&) override {
     return NoSparseOps("SelectRanges");
   }
-  Status CorrectPrefill(const CorrectPrefillArgs&, Stream&) override {
-    return NoSparseOps("CorrectPrefill");
+  Status CorrectPrefill(const CorrectPrefillArgs& args, Stream& stream) override {
+    LACUNA_RETURN_IF_ERROR(device_->Enter());
+    return cuda::CorrectPrefill(args, device_->Native(stream));
   }
-  Status CompareAttention(const CompareAttentionArgs&, Stream&) override {
-    return NoSparseOps("CompareAttention");
+  Status CompareAttention(const CompareAttentionArgs& args, Stream& stream) override {
+    LACUNA_RETURN_IF_ERROR(device_->Enter());
+    return cuda::CompareAttention(args, device_->Native(stream));
   }
 
  private:
@@ -133,7 +157,8 @@ class CudaBackend final : public Backend {
   bool deterministic_;
   std::unique_ptr<CudaDevice> device_;  // outlives what lies in its memory
   std::unique_ptr<Matmuls> matmuls_;
-  Buffer workspace_;         // of prefill and sampling, which follow each other on the stream
+  Buffer workspace_;             // of prefill and sampling, which follow each other on the stream
+  int64_t decode_rows_max_ = 1;  // of one launch
   Buffer decode_workspace_;  // its counters are zero between launches, so nothing else may use it
   std::string name_;
 };

@@ -12,6 +12,7 @@
 #include "kernels/core/status.h"
 #include "kernels/ops/args.h"
 #include "kernels/ops/attention.h"
+#include "kernels/ops/correct.h"
 #include "kernels/ops/metadata.h"
 #include "kernels/ops/sample.h"
 #include "kernels/ops/select_keys.h"
@@ -59,8 +60,8 @@ class Matmuls {
 };
 
 // attend_prefill.cc chooses between attend_prefill_sm90*.cu, attend_prefill_sm80*.cu and
-// attend_simple.cu (f32, odd head sizes). `chunks` is host memory and is copied into kernel
-// arguments or through `workspace`; not for capture.
+// attend_simple.cu (f32, odd head sizes, lists with masks). `chunks` is host memory and is copied
+// into kernel arguments or through `workspace`; not for capture.
 int64_t PrefillWorkspaceBytes(const DeviceTraits& traits, int64_t tokens_max, int64_t chunks_max,
                               int64_t q_heads, int64_t context_tokens_max);
 Status AttendPrefill(const AttendPrefillArgs& args, const DeviceTraits& traits, bool deterministic,
@@ -68,12 +69,17 @@ Status AttendPrefill(const AttendPrefillArgs& args, const DeviceTraits& traits, 
 
 // attend_decode.cc: split-KV over page lists, merge included; attend_simple.cu for f32 and odd head
 // sizes. Its workspace is zero-filled before the first call, exactly DecodeWorkspaceBytes, and used
-// by nothing else: between launches it keeps arrival counters. Deterministic: the bits of a row
-// depend on its own query, position and list only (not the bits of AttendPrefill).
+// by nothing else: between launches it keeps arrival counters. A call has at most its rows_max
+// rows. Deterministic: the bits of a row depend on its own query, position and list only (not the
+// bits of AttendPrefill).
 int64_t DecodeWorkspaceBytes(const DeviceTraits& traits, int64_t rows_max, int64_t q_heads,
                              int64_t head_dim);
 Status AttendDecode(const AttendDecodeArgs& args, const DeviceTraits& traits, bool deterministic,
                     const Workspace& workspace, cudaStream_t stream);
+
+// correct.cu. `chunks` is host memory and is copied into kernel arguments.
+Status CorrectPrefill(const CorrectPrefillArgs& args, cudaStream_t stream);
+Status CompareAttention(const CompareAttentionArgs& args, cudaStream_t stream);
 
 // sample.cu
 int64_t SampleWorkspaceBytes(int64_t rows_max, int64_t vocab_size);

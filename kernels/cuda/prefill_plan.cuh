@@ -35,6 +35,7 @@ struct alignas(16) PlanStorage final {
   int32_t words[kWords];
   int32_t warp_counts[8];
   PlanRows rows;
+  StaticShape shape;   // of the rows
   int32_t sink_tiles;  // candidates before the gap
   int32_t gap;         // tiles between the sink and the window
   int32_t candidates;
@@ -53,6 +54,7 @@ class PrefillPlan final {
     const int window_first =
         shape.window_tokens == 0 ? 0 : max(0, rows.first_position - shape.window_tokens + 1);
     storage_->rows = rows;
+    storage_->shape = shape;
     storage_->sink_tiles = min(end, (shape.sink_tokens + kKeyTile - 1) / kKeyTile);
     storage_->gap = max(0, window_first / kKeyTile - storage_->sink_tiles);
     storage_->candidates = end - storage_->gap;
@@ -75,6 +77,7 @@ class PrefillPlan final {
     return *reinterpret_cast<const int4*>(&storage_->words[kMulti + index * kGroups]);
   }
   __device__ bool single() const { return single_; }
+  __device__ StaticShape shape() const { return storage_->shape; }
 
  private:
   static constexpr int kSingle = PlanStorage::kWords / 2;

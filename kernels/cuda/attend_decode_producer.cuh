@@ -1,0 +1,275 @@
+// The producer warp of a decode block: which tokens of a segment's list its row sees, and the
+// copies that bring them into the ring.
+//
+// Pages of 64 tokens of which a list's masks leave out whole groups of 16 are not read whole: a
+// stage is put together from four groups that are listed. Pages that lose no visible group stay
+// stages of their own, so that full masks give the stages, and the bits, of no masks.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cuda/attend_decode_ring.cuh"
+#include "kernels/cuda/kv_layout.cuh"
+
+namespace lacuna::kernels::cuda {
+
+// What a stage is filled with. Lane i < 4 holds the i-th source and the visible tokens of the i-th
+// 16 tokens of the stage.
+struct StagePieces final {
+  bool groups = false;  // sources are page * 4 + group of 16 tokens; else pages
+  int count = 0;        // of the sources
+  int source = 0;
+  uint32_t visible = 0;
+};
+
+// Fills stages; used by the producer warp, all lanes together.
+template <int kHeadDim>
+class Producer final {
+ public:
+  __device__ Producer(const DecodeParams& p, const char* stages, RingBarriers* barriers,
+                      StageHeader* headers)
+      : p_(p),
+        stages_(SharedAddress(stages)),
+        barriers_(barriers),
+        headers_(headers),
+        lane_(static_cast<int>(threadIdx.x) % 32) {}
+
+  // What the row sees of a segment; at least one stage, so that its result gets written.
+  __device__ void Send(const Segment& segment) {
+    shape_ =
+        p_.shapes == nullptr ? p_.shape : p_.shapes[segment.row * p_.kv_heads + segment.kv_head];
+    first_ = true;
+    if (p_.masks != nullptr && p_.page_tokens == kStageTokens) {
+      SendGroups(segment);
+    } else {
+      SendPages(segment);
+    }
+  }
+
+  __device__ void Stop() {
+    const RingBarriers& barriers = barriers_[cursor_.stage];
+    WaitFor(barriers.empty, cursor_.parity ^ 1);
+    if (lane_ == 0) {
+      headers_[cursor_.stage].stop = true;
+      Announce(barriers.k_full, 0);
+    }
+    CopiesIssued(barriers.k_full);
+  }
+
+ private:
+  static constexpr int kStripes = kHeadDim / kStripeColumns;
+  static constexpr int kRest = kHeadDim % kStripeColumns;
+  static constexpr int kGroupTokens = 16;
+
+  __device__ void SendPages(const Segment& segment) {
+    const int per_stage = kStageTokens / p_.page_tokens;
+    const int groups = p_.page_tokens / kGroupTokens;  // of a page
+    const int end = min(segment.end * per_stage, segment.list_pages);
+    bool last = false;
+    for (int base = segment.begin * per_stage; base < end; base += 32) {
+      const int mine = base + lane_;
+      int page = 0;
+      int key = 0;
+      uint32_t mask = ~0u;
+      bool visible = false;
+      if (mine < end) {
+        page = p_.pages[segment.list_begin + mine];
+        key = p_.logical[segment.list_begin + mine] * p_.page_tokens;
+        visible = SomeVisible(shape_, segment.position, key, p_.page_tokens);
+        if (p_.masks != nullptr) {  // then pages have 16 tokens
+          mask = static_cast<uint32_t>(p_.masks[segment.list_begin + mine]);
+          visible = (VisibleTokens(shape_, segment.position, key) & mask) != 0;
+        }
+      }
+      unsigned left = __ballot_sync(~0u, visible);
+      while (left != 0) {
+        StagePieces pieces;
+        for (; pieces.count < per_stage && left != 0; ++pieces.count) {
+          const int from = __ffs(static_cast<int>(left)) - 1;
+          left &= left - 1;
+          const int from_page = __shfl_sync(~0u, page, from);
+          const int from_key = __shfl_sync(~0u, key, from);
+          const uint32_t from_mask = __shfl_sync(~0u, mask, from);
+          if (lane_ == pieces.count) pieces.source = from_page;
+          if (lane_ / groups == pieces.count) {
+            const int group_key = from_key + lane_ % groups * kGroupTokens;
+            pieces.visible = VisibleTokens(shape_, segment.position, group_key) & from_mask;
+          }
+        }
+        last = left == 0 && base + 32 >= end;
+        Push(segment, last, pieces);
+      }
+    }
+    if (!last) Push(segment, true, StagePieces{});
+  }
+
+  // What the row reads of a page of 64 tokens.
+  struct PageTokens final {
+    uint32_t words[2] = {0, 0};  // bit i of both together: token i
+    bool whole = true;           // it reads some of every group of 16 that it may see
+  };
+  __device__ PageTokens TokensOf(uint64_t mask, int position, int key) const {
+    PageTokens tokens;
+#pragma unroll
+    for (int group = 0; group < 4; ++group) {
+      const uint32_t visible = VisibleTokens(shape_, position, key + group * kGroupTokens);
+      const uint32_t read = visible & static_cast<uint32_t>(mask >> (group * kGroupTokens));
+      tokens.words[group / 2] |= read << (group % 2 * kGroupTokens);
+      tokens.whole = tokens.whole && (read != 0 || visible == 0);
+    }
+    return tokens;
+  }
+
+  // Pages of 64 tokens with masks.
+  __device__ void SendGroups(const Segment& segment) {
+    StagePieces pending;  // groups, fewer than four between two pages
+    pending.groups = true;
+    bool last = false;
+    for (int base = segment.begin; base < segment.end; base += 32) {
+      const int mine = base + lane_;
+      int page = 0;
+      PageTokens tokens;
+      if (mine < segment.end) {
+        page = p_.pages[segment.list_begin + mine];
+        tokens = TokensOf(p_.masks[segment.list_begin + mine], segment.position,
+                          p_.logical[segment.list_begin + mine] * kStageTokens);
+      }
+      unsigned left = __ballot_sync(~0u, (tokens.words[0] | tokens.words[1]) != 0);
+      const unsigned whole = __ballot_sync(~0u, tokens.whole);
+      while (left != 0) {
+        const int from = __ffs(static_cast<int>(left)) - 1;
+        left &= left - 1;
+        const int from_page = __shfl_sync(~0u, page, from);
+        const uint32_t low = __shfl_sync(~0u, tokens.words[0], from);
+        const uint32_t high = __shfl_sync(~0u, tokens.words[1], from);
+        const bool ends = left == 0 && base + 32 >= segment.end;
+        if ((whole >> from & 1) != 0) {
+          last = ends && pending.count == 0;
+          Push(segment, last, {false, 1, from_page, GroupOf(low, high, lane_ % 4)});
+        } else {
+          last = AddGroups(segment, ends, from_page, low, high, &pending);
+        }
+      }
+    }
+    if (!last) Push(segment, true, pending);
+  }
+
+  __device__ static uint32_t GroupOf(uint32_t low, uint32_t high, int group) {
+    return (group < 2 ? low : high) >> (group % 2 * kGroupTokens) & 0xffff;
+  }
+
+  // Adds the groups of a page to `pending`, which is sent when it is full. True when that was the
+  // last stage of the segment; `ends`: no page follows.
+  __device__ bool AddGroups(const Segment& segment, bool ends, int page, uint32_t low,
+                            uint32_t high, StagePieces* pending) {
+    bool last = false;
+#pragma unroll
+    for (int group = 0; group < 4; ++group) {
+      const uint32_t visible = GroupOf(low, high, group);
+      if (visible == 0) continue;
+      if (lane_ == pending->count) {
+        pending->source = page * 4 + group;
+        pending->visible = visible;
+      }
+      if (++pending->count < 4) continue;
+      bool more = false;  // groups in this page
+#pragma unroll
+      for (int later = group + 1; later < 4; ++later) more |= GroupOf(low, high, later) != 0;
+      last = ends && !more;
+      Push(segment, last, *pending);
+      pending->count = 0;
+      pending->visible = 0;
+    }
+    return last;
+  }
+
+  // One stage.
+  __device__ void Push(const Segment& segment, bool last, const StagePieces& pieces) {
+    const RingBarriers& barriers = barriers_[cursor_.stage];
+    WaitFor(barriers.empty, cursor_.parity ^ 1);
+    StageHeader& header = headers_[cursor_.stage];
+    if (lane_ < 4) {
+      header.visible[lane_] = pieces.visible;
+      header.sources[lane_] = pieces.source;
+    }
+    if (lane_ == 0) {
+      header.first = first_;
+      header.last = last;
+      header.stop = false;
+      if (first_ || last) header.segment = segment;
+    }
+    __syncwarp();
+    Copy(barriers, segment, pieces);
+    first_ = false;
+    cursor_.Advance(p_.ring_stages);
+  }
+
+  __device__ void Copy(const RingBarriers& barriers, const Segment& segment,
+                       const StagePieces& pieces) {
+    const uint32_t stage =
+        stages_ + static_cast<uint32_t>(cursor_.stage * DecodeStageBytes(kHeadDim, p_.tile_heads));
+    const int tokens = pieces.count * (pieces.groups ? kGroupTokens : p_.page_tokens);
+    const int half_bytes = tokens * kHeadDim * 2;
+    const int query_bytes = kHeadDim * 2;
+    const int heads = first_ ? TileHeads(p_, segment.tile) : 0;
+    if (lane_ == 0) {
+      Announce(barriers.k_full, half_bytes + heads * query_bytes);
+      Announce(barriers.v_full, half_bytes);
+    }
+    __syncwarp();
+    CopyHalf(stage, segment, pieces, 0, barriers.k_full);
+    CopyAll(heads, query_bytes, barriers.k_full, [&](int i) {
+      const int head = segment.kv_head * p_.group + segment.tile * p_.tile_heads + i;
+      return CopyAddresses{
+          stage +
+              static_cast<uint32_t>(DecodeSlabsBytes(kHeadDim) + i * DecodeQueryRowBytes(kHeadDim)),
+          static_cast<const std::byte*>(p_.q) + (segment.row * p_.q_row + head * kHeadDim) * 2};
+    });
+    CopiesIssued(barriers.k_full);
+    CopyHalf(stage, segment, pieces, 1, barriers.v_full);
+    CopiesIssued(barriers.v_full);
+  }
+
+  // The K (half 0) or the V (half 1) of the pieces.
+  __device__ void CopyHalf(uint32_t stage, const Segment& segment, const StagePieces& pieces,
+                           int half, const uint64_t& barrier) {
+    const int bytes = p_.page_tokens * kHeadDim * 2;  // of half a slab
+    const int* sources = headers_[cursor_.stage].sources;
+    const auto slab = [&](int page) {
+      return p_.pool + (static_cast<int64_t>(page) * p_.kv_heads + segment.kv_head) * 2 * bytes +
+             half * bytes;
+    };
+    if (!pieces.groups) {
+      CopyAll(pieces.count, bytes, barrier, [&](int i) {
+        return CopyAddresses{stage + static_cast<uint32_t>((2 * i + half) * bytes),
+                             slab(sources[i])};
+      });
+      return;
+    }
+    // From each stripe of columns the rows of the group.
+    const auto copy_stripes = [&]<int kCount, int kWidth>(int first_byte) {
+      constexpr int kBytes = kGroupTokens * kWidth * 2;
+      CopyAll(pieces.count * kCount, kBytes, barrier, [&](int i) {
+        const int at = first_byte + half * bytes + i % kCount * 4 * kBytes;
+        const int source = sources[i / kCount];
+        return CopyAddresses{stage + static_cast<uint32_t>(at + i / kCount * kBytes),
+                             slab(source / 4) + (at - half * bytes) + source % 4 * kBytes};
+      });
+    };
+    if constexpr (kStripes > 0) copy_stripes.template operator()<kStripes, kStripeColumns>(0);
+    if constexpr (kRest > 0) {
+      copy_stripes.template operator()<1, kRest>(kStripes * kStripeColumns * kStageTokens * 2);
+    }
+  }
+
+  const DecodeParams& p_;
+  const uint32_t stages_;
+  RingBarriers* const barriers_;
+  StageHeader* const headers_;
+  const int lane_;
+  RingCursor cursor_;
+  StaticShape shape_;   // of the segment
+  bool first_ = false;  // nothing of the segment was sent
+};
+
+}  // namespace lacuna::kernels::cuda
