@@ -69,6 +69,7 @@ bool Engine::Loop::LaunchStep() {
     return false;
   }
   ++(*launched == StepKind::kGraph ? stats_.graph_steps : stats_.eager_steps);
+  if (*launched == StepKind::kEagerDecode) ++stats_.eager_decode_steps;
   flights_.back().launch_end = Now();
   if (flights_.size() == 1 && landed_with_work_) {
     stats_.gap_seconds.Observe(Seconds(flights_.back().launch_end - landed_));

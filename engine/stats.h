@@ -51,8 +51,8 @@ struct EngineStats final {
   std::atomic<uint64_t> prompt_tokens{0}, generated_tokens{0};
   std::atomic<uint64_t> prefix_queried_tokens{0}, prefix_hit_tokens{0}, evicted_pages{0};
   std::atomic<int64_t> batch_sequences_max{0};  // largest step so far
-  std::atomic<uint64_t> graph_steps{0},
-      eager_steps{0};  // launched; `steps` counts those that ended
+  // Launched; `steps` counts those that ended. eager_decode: of the eager ones, see StepKind.
+  std::atomic<uint64_t> graph_steps{0}, eager_steps{0}, eager_decode_steps{0};
   // gap: per step, how long the device had nothing to do although there was work (by host clocks,
   // never too small by more than it takes to see that a step is done).
   LatencyHistogram plan_seconds, step_seconds, gap_seconds;

@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <array>
-#include <map>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "engine/execute/fill_step.h"
+#include "engine/execute/graph_cache.h"
 #include "engine/execute/sparse_image.h"
 #include "engine/execute/sparse_memory.h"
 #include "engine/execute/step_image.h"
@@ -24,6 +24,7 @@ constexpr size_t kFlightsMax = 2;
 constexpr int64_t kTokenAlign = 64;  // tokens before the image, which must start aligned
 // Room in a graph's page lists: so much or a power of two times it.
 constexpr int64_t kGraphEntriesMin = 2048;
+constexpr int64_t kEntriesReserved = 1 << 20;
 
 TensorView Vector(int32_t* values, int64_t count) {
   return count == 0 ? TensorView() : TensorView(values, DType::kI32, {count});
@@ -48,6 +49,8 @@ class DeviceExecutor final : public Executor {
         device_(backend.device()),
         separate_(device_.kind() != kernels::DeviceKind::kCpu),
         limits_(limits),
+        launches_(static_cast<int32_t>(model.info().kv_heads), model.head_order()),
+        sparse_image_(launches_),
         sparse_memory_(device_) {}
   ~DeviceExecutor() override {
     // The device may still use what is freed now; an error was told, or will be, to somebody else.
@@ -73,21 +76,23 @@ class DeviceExecutor final : public Executor {
     std::unique_ptr<kernels::Event> done;
     size_t rows = 0;
   };
-  using GraphKey = std::pair<int64_t, int64_t>;  // rows, room in the page lists
 
   Status CheckLimits() const;
   Status ReserveImage(int64_t bytes);
   int64_t SparseBytesMax() const;
+  // Orders the step, pads it if it is to be a recorded one, and lays out its classes.
+  bool Order(const StepBatch& batch, bool may_record);
+  bool FitsGraph(const StepBatch& batch) const;
+  StepSizes Sizes(const StepBatch& batch, bool recorded) const;
   // Fills the slot's image and copies it to the device. order_ and sparse_image_ are the batch's.
   Status Stage(const StepBatch& batch, const StepSizes& sizes, Slot& slot);
   Status StageClasses();
-  StepSizes SizesWithClasses(const StepBatch& batch);
   Status CopyReport(Slot& slot);
-  int64_t BucketOf(int64_t rows) const;
-  bool FitsGraph(const StepBatch& batch) const;
-  StepSizes GraphSizes(const StepBatch& batch);
-  Result<kernels::Graph*> GraphOf(const StepSizes& sizes);
+  // The staged step, as the graph of its kind if that is or can be recorded now.
+  Result<StepKind> RunRecorded(const StepSizes& sizes);
+  Status Record(GraphCache::Entry& entry);
   Status WarmGraphs();
+  Status WarmGraph();
   Status Forward();
   Status RunStep();
   int64_t TokenBytes() const {
@@ -103,6 +108,7 @@ class DeviceExecutor final : public Executor {
   kernels::Device& device_;
   const bool separate_;  // the device has memory of its own
   ExecutorLimits limits_;
+  const HeadLaunches launches_;
   kvcache::KvStorage* storage_ = nullptr;
   const kvcache::MetadataStorage* metadata_ = nullptr;
   size_t full_group_ = 0;  // of the layers that plans speak of
@@ -124,7 +130,7 @@ class DeviceExecutor final : public Executor {
   Buffer logits_;   // [logit_rows_max, vocab] f32
   Buffer results_;  // separate memory: [rows_max] SampleResult
   Buffer tokens_;   // else: [rows_max] i32
-  std::map<GraphKey, std::unique_ptr<kernels::Graph>> graphs_;
+  GraphCache graphs_;
   Buffer host_logits_;  // of RunForLogits
   SparseMemory sparse_memory_;
   std::vector<SparseReport> reports_;  // of the step waited for last
@@ -152,13 +158,19 @@ Status DeviceExecutor::Allocate() {
     return InvalidArgument("executor: got plans, and backend " + std::string(backend_.name()) +
                            " has no sparse attention");
   }
+  limits_.graphs = limits_.graphs && separate_ && device_.captures();
+  const int64_t padded_rows = limits_.graphs && !limits_.plans.empty()
+                                  ? PaddedRowsMax(limits_.running_max)
+                                  : limits_.running_max;
   LACUNA_RETURN_IF_ERROR(sparse_memory_.Allocate({.plans = limits_.plans,
                                                   .step_tokens_max = limits_.step_tokens_max,
                                                   .running_max = limits_.running_max,
+                                                  .decode_rows_max = padded_rows,
                                                   .context_tokens_max = info.context_tokens_max,
                                                   .act = backend_.act_dtype(),
-                                                  .head_order = model_.head_order()}));
-  const int64_t decode_rows = std::max(limits_.running_max, sparse_memory_.correct_rows_max());
+                                                  .head_order = model_.head_order(),
+                                                  .launches = &launches_}));
+  const int64_t decode_rows = std::max(padded_rows, sparse_memory_.correct_rows_max());
   LACUNA_RETURN_IF_ERROR(backend_.ReserveWorkspace({.step_tokens = limits_.step_tokens_max,
                                                     .rows = decode_rows,
                                                     .sequences = limits_.running_max,
@@ -200,20 +212,11 @@ Status DeviceExecutor::Allocate() {
   return OkStatus();
 }
 
-// Of the shapes and stats of a full step; lists of corrections may need more.
+// Of what the classes of any step read and add up.
 int64_t DeviceExecutor::SparseBytesMax() const {
-  int64_t bytes = 0;
-  for (const auto& plan : limits_.plans) {
-    const int64_t heads = plan->static_heads ? plan->shape.kv_heads : 0;
-    const int64_t shapes = heads * (2 * plan->shape.layers + plan->slots);
-    const int64_t stats =
-        plan->shape.kv_heads * static_cast<int64_t>(sizeof(kernels::SelectStats)) +
-        plan->shape.q_heads * static_cast<int64_t>(sizeof(kernels::RangeStats));
-    const int64_t row = shapes * static_cast<int64_t>(sizeof(kernels::StaticShape)) + stats +
-                        4 * static_cast<int64_t>(sizeof(kernels::SelectRow));
-    bytes = std::max(bytes, limits_.running_max * row);
-  }
-  return bytes;
+  const int64_t corrected = sparse_memory_.correct_rows_max() + limits_.running_max;
+  return SparseImage::BytesMax(limits_.plans, launches_, limits_.running_max) +
+         corrected * static_cast<int64_t>(sizeof(int32_t) + 2 * sizeof(int64_t));
 }
 
 Status DeviceExecutor::Attach(kvcache::KvStorage& storage, kvcache::MetadataStorage* metadata) {
@@ -224,10 +227,11 @@ Status DeviceExecutor::Attach(kvcache::KvStorage& storage, kvcache::MetadataStor
     if (model_.groups()[g].full()) full_group_ = g;
   }
   context_.page_tokens = storage.page_tokens();
-  // Sequences that share prefixes may name more pages than the pool has; the image then grows.
+  // Sequences that share prefixes may name more pages than the pool has: all of a small server's
+  // fit, those of a large one make the image grow.
   const int64_t context_pages = CeilDiv(context_.context_tokens_max, storage.page_tokens());
   StepSizes sizes{.rows = context_.rows_max,
-                  .decode_rows = context_.sequences_max,
+                  .decode_rows = PaddedRowsMax(context_.sequences_max),
                   .chunks = context_.sequences_max,
                   .wanted = context_.rows_max,
                   .edits = 64 * context_.sequences_max,
@@ -235,12 +239,16 @@ Status DeviceExecutor::Attach(kvcache::KvStorage& storage, kvcache::MetadataStor
                   .sparse_bytes = SparseBytesMax(),
                   .groups = {}};
   for (const int64_t pages : storage.group_pages()) {
-    const int64_t entries = std::min(pages, context_pages * context_.sequences_max);
+    const int64_t entries =
+        std::min(std::max(pages, kEntriesReserved), context_pages * context_.sequences_max);
     sizes.groups.push_back({entries, entries});
   }
   image_.SetSizes(sizes);
   LACUNA_RETURN_IF_ERROR(ReserveImage(image_.bytes()));
-  limits_.graphs = limits_.graphs && separate_ && device_.captures();
+  for (Slot& slot : slots_) {
+    if (!separate_ || limits_.plans.empty()) break;
+    LACUNA_ASSIGN_OR_RETURN(slot.report, device_.AllocateHost(sizes.sparse_bytes));
+  }
   return limits_.graphs ? WarmGraphs() : OkStatus();
 }
 
@@ -248,7 +256,7 @@ Status DeviceExecutor::ReserveImage(int64_t bytes) {
   if (bytes <= slots_[0].image.bytes()) return OkStatus();
   bytes = std::max(bytes, 2 * slots_[0].image.bytes());
   LACUNA_RETURN_IF_ERROR(device_.Synchronize(stream_));  // steps under way read the old ones
-  graphs_.clear();
+  graphs_.Clear();
   for (Slot& slot : slots_) {
     LACUNA_ASSIGN_OR_RETURN(slot.image, device_.AllocateHost(bytes));
   }
@@ -301,20 +309,47 @@ Status DeviceExecutor::Stage(const StepBatch& batch, const StepSizes& sizes, Slo
 Status DeviceExecutor::StageClasses() {
   step_.has_classes = !sparse_image_.empty();
   if (!step_.has_classes) return OkStatus();
+  const auto step = static_cast<int64_t>(launched_);
   sparse_image_.Locate(step_.arrays.sparse, step_.arrays.groups[full_group_].prefill);
   LACUNA_RETURN_IF_ERROR(
-      sparse_memory_.Bind(sparse_image_.decode(), sparse_image_.prefill(), stream_));
+      sparse_memory_.Bind(sparse_image_.decode(), sparse_image_.prefill(), step, stream_));
+  for (const uint64_t path : sparse_memory_.TakeEvictedPaths()) graphs_.DropPath(path, step);
   step_.sparse = {.decode = sparse_image_.decode(),
                   .prefill = sparse_image_.prefill(),
                   .scratch = sparse_memory_.scratch()};
   return OkStatus();
 }
 
-StepSizes DeviceExecutor::SizesWithClasses(const StepBatch& batch) {
-  OrderStep(batch, model_.head_order() != nullptr, order_);
-  sparse_image_.SetBatch(batch, order_, context_.page_tokens);
-  StepSizes sizes = SizesOf(batch, context_);
+bool DeviceExecutor::Order(const StepBatch& batch, bool may_record) {
+  OrderStep(batch, launches_, SparseMemory::TilesMax(limits_.step_tokens_max), order_);
+  const bool recorded = may_record && FitsGraph(batch);
+  if (recorded) PadOrder(limits_.running_max, order_);
+  sparse_image_.SetBatch(batch, order_);
+  return recorded;
+}
+
+// Decode rows alone, of few classes, that add nothing to what every step of their kind does.
+bool DeviceExecutor::FitsGraph(const StepBatch& batch) const {
+  const auto plain = [](const StepSequence& s) { return IsDecode(s) && s.logits_from == 0; };
+  const auto audited = [](const StepOrder::Class& one) { return one.audited > 0; };
+  const bool one_part = order_.decode.empty() || order_.decode[0].count == order_.decode_rows;
+  return limits_.graphs && !batch.sequences.empty() &&
+         std::ranges::all_of(batch.sequences, plain) &&
+         order_.decode.size() <= GraphKey::kClassesMax &&
+         std::ranges::none_of(order_.decode, audited) &&
+         (one_part || PaddedRowsMax(order_.decode_rows) <= context_.rows_max);
+}
+
+StepSizes DeviceExecutor::Sizes(const StepBatch& batch, bool recorded) const {
+  StepSizes sizes = SizesOf(batch, order_, context_);
   sizes.sparse_bytes = sparse_image_.bytes();
+  if (!recorded) return sizes;
+  int64_t room = kGraphEntriesMin;
+  for (const StepSizes::Group& group : sizes.groups) {
+    while (room < group.decode_entries) room *= 2;
+  }
+  for (StepSizes::Group& group : sizes.groups) group.decode_entries = room;
+  sizes.wanted = std::min(sizes.rows, limits_.running_max);
   return sizes;
 }
 
@@ -322,9 +357,7 @@ StepSizes DeviceExecutor::SizesWithClasses(const StepBatch& batch) {
 Status DeviceExecutor::CopyReport(Slot& slot) {
   const int64_t bytes = sparse_image_.report_bytes();
   if (!separate_ || bytes == 0) return OkStatus();
-  if (bytes > slot.report.bytes()) {
-    LACUNA_ASSIGN_OR_RETURN(slot.report, device_.AllocateHost(2 * bytes));
-  }
+  if (bytes > slot.report.bytes()) return InternalError("a step reports more than any can");
   return device_.Copy(slot.report.data(), step_.arrays.sparse, bytes, stream_);
 }
 
@@ -375,60 +408,64 @@ Status DeviceExecutor::RunStep() {
   return OkStatus();
 }
 
-// The least power of two, or running_max.
-int64_t DeviceExecutor::BucketOf(int64_t rows) const {
-  int64_t bucket = 1;
-  while (bucket < rows) bucket *= 2;
-  return std::min(bucket, limits_.running_max);
+Status DeviceExecutor::Record(GraphCache::Entry& entry) {
+  LACUNA_RETURN_IF_ERROR(device_.BeginCapture(stream_));
+  const Status recorded = RunStep();
+  auto made = device_.EndCapture(stream_);  // always, so that the stream works again
+  LACUNA_RETURN_IF_ERROR(recorded);
+  LACUNA_RETURN_IF_ERROR(made.status());
+  entry.graph = std::move(*made);
+  return OkStatus();
 }
 
-bool DeviceExecutor::FitsGraph(const StepBatch& batch) const {
-  return limits_.graphs && std::ranges::all_of(batch.sequences, [](const StepSequence& s) {
-           return IsDecode(s) && s.logits_from == 0 && s.plan == nullptr;
-         });
-}
-
-StepSizes DeviceExecutor::GraphSizes(const StepBatch& batch) {
-  StepSizes sizes = SizesWithClasses(batch);
-  int64_t room = kGraphEntriesMin;
-  for (const StepSizes::Group& group : sizes.groups) {
-    while (room < group.decode_entries) room *= 2;
-  }
-  sizes.rows = BucketOf(sizes.rows);
-  sizes.decode_rows = sizes.wanted = sizes.rows;
-  for (StepSizes::Group& group : sizes.groups) group.decode_entries = room;
-  return sizes;
-}
-
-// The staged step's; recorded when it is the first of its sizes.
-Result<kernels::Graph*> DeviceExecutor::GraphOf(const StepSizes& sizes) {
-  const int64_t room = sizes.groups.empty() ? 0 : sizes.groups[0].decode_entries;
-  std::unique_ptr<kernels::Graph>& graph = graphs_[{sizes.rows, room}];
-  if (graph == nullptr) {
-    LACUNA_RETURN_IF_ERROR(device_.BeginCapture(stream_));
-    const Status recorded = RunStep();
-    auto made = device_.EndCapture(stream_);  // always, so that the stream works again
-    LACUNA_RETURN_IF_ERROR(recorded);
-    LACUNA_RETURN_IF_ERROR(made.status());
-    graph = std::move(*made);
-  }
-  return graph.get();
-}
-
-// Runs each size once with nothing but padding, so that whatever the kernels set up on first use is
-// set up, then records it.
-Status DeviceExecutor::WarmGraphs() {
-  for (int64_t rows = 1;; rows = BucketOf(rows + 1)) {
-    StepSizes sizes{.rows = rows, .decode_rows = rows, .wanted = rows, .groups = {}};
-    sizes.previous_pages = context_.previous_pages;
-    sizes.groups.assign(context_.groups, {.decode_entries = kGraphEntriesMin});
-    LACUNA_RETURN_IF_ERROR(Stage({}, sizes, slots_[0]));
-    step_.gathers = true;
+// The first step with such classes runs op by op, so that whatever kernels set up on first use is
+// set up, and nothing is recorded for what happens once.
+Result<StepKind> DeviceExecutor::RunRecorded(const StepSizes& sizes) {
+  step_.gathers = true;
+  GraphCache::Entry& entry =
+      graphs_.Of(KeyOf(order_, sizes.groups.empty() ? 0 : sizes.groups[0].decode_entries),
+                 static_cast<int64_t>(launched_), static_cast<int64_t>(waited_));
+  const bool again = std::exchange(entry.met, true);
+  if (entry.graph == nullptr && !again && !order_.decode.empty()) {
     LACUNA_RETURN_IF_ERROR(RunStep());
-    LACUNA_RETURN_IF_ERROR(GraphOf(sizes).status());
-    LACUNA_RETURN_IF_ERROR(device_.Synchronize(stream_));
-    if (rows == limits_.running_max) return OkStatus();
+    return StepKind::kEagerDecode;
   }
+  if (entry.graph == nullptr) LACUNA_RETURN_IF_ERROR(Record(entry));
+  LACUNA_RETURN_IF_ERROR(entry.graph->Launch(stream_));
+  return StepKind::kGraph;
+}
+
+// Runs steps of nothing but padding, so that whatever the kernels set up on first use is set up,
+// then records them: every number of dense rows, and one row of each plan.
+Status DeviceExecutor::WarmGraphs() {
+  for (int64_t rows = 1, last = 0; rows != last;) {
+    order_ = {};
+    order_.dense_rows = order_.decode_rows = rows;
+    LACUNA_RETURN_IF_ERROR(WarmGraph());
+    last = rows;
+    rows = std::min(2 * rows, limits_.running_max);
+  }
+  for (const auto& plan : limits_.plans) {
+    if (!plan->sparse_decode && !launches_.TakesShapes(*plan)) continue;
+    order_ = {};
+    order_.decode.push_back({.plan = plan.get(), .rows = 1});
+    order_.decode_rows = 1;
+    LACUNA_RETURN_IF_ERROR(WarmGraph());
+  }
+  return OkStatus();
+}
+
+// Of order_.
+Status DeviceExecutor::WarmGraph() {
+  sparse_image_.SetBatch({}, order_);
+  const StepSizes sizes = Sizes({}, /*recorded=*/true);
+  LACUNA_RETURN_IF_ERROR(Stage({}, sizes, slots_[0]));
+  step_.gathers = true;
+  LACUNA_RETURN_IF_ERROR(RunStep());
+  GraphCache::Entry& entry = graphs_.Of(KeyOf(order_, kGraphEntriesMin), 0, 0);
+  entry.met = true;
+  if (entry.graph == nullptr) LACUNA_RETURN_IF_ERROR(Record(entry));
+  return device_.Synchronize(stream_);
 }
 
 Result<StepKind> DeviceExecutor::Launch(const StepBatch& batch) {
@@ -437,16 +474,18 @@ Result<StepKind> DeviceExecutor::Launch(const StepBatch& batch) {
   }
   LACUNA_RETURN_IF_ERROR(CheckBatch(batch, context_));
   Slot& slot = slots_[launched_ % kFlightsMax];
-  const bool graph = !batch.sequences.empty() && FitsGraph(batch);
-  const StepSizes sizes = graph ? GraphSizes(batch) : SizesWithClasses(batch);
   slot.places.clear();
-  if (!batch.sequences.empty()) LACUNA_RETURN_IF_ERROR(Stage(batch, sizes, slot));
-  if (graph) {
-    step_.gathers = true;
-    LACUNA_ASSIGN_OR_RETURN(kernels::Graph* const recorded, GraphOf(sizes));
-    LACUNA_RETURN_IF_ERROR(recorded->Launch(stream_));
-  } else if (!batch.sequences.empty()) {
-    LACUNA_RETURN_IF_ERROR(RunStep());
+  StepKind kind = StepKind::kEager;
+  const bool recorded = Order(batch, /*may_record=*/true);
+  if (!batch.sequences.empty()) {
+    const StepSizes sizes = Sizes(batch, recorded);
+    LACUNA_RETURN_IF_ERROR(Stage(batch, sizes, slot));
+    if (recorded) {
+      LACUNA_ASSIGN_OR_RETURN(kind, RunRecorded(sizes));
+    } else {
+      LACUNA_RETURN_IF_ERROR(RunStep());
+      if (limits_.graphs && order_.Chunks().empty()) kind = StepKind::kEagerDecode;
+    }
   }
   slot.rows = batch.rows.size();
   if (separate_) {
@@ -456,7 +495,7 @@ Result<StepKind> DeviceExecutor::Launch(const StepBatch& batch) {
   LACUNA_RETURN_IF_ERROR(CopyReport(slot));
   LACUNA_RETURN_IF_ERROR(slot.done->Record(stream_));
   ++launched_;
-  return graph ? StepKind::kGraph : StepKind::kEager;
+  return kind;
 }
 
 Result<std::span<const SampleResult>> DeviceExecutor::Wait() {
@@ -466,7 +505,8 @@ Result<std::span<const SampleResult>> DeviceExecutor::Wait() {
   ++waited_;
   const std::byte* report = separate_ ? slot.report.data() : slot.image.data() + slot.report_offset;
   reports_.clear();
-  for (const ReportPlace& place : slot.places) reports_.push_back(ReadReport(place, report));
+  for (const ReportPlace& place : slot.places)
+    reports_.push_back(ReadReport(place, launches_, report));
   return std::span(reinterpret_cast<const SampleResult*>(slot.results.data()), slot.rows);
 }
 
@@ -474,9 +514,10 @@ Result<TensorView> DeviceExecutor::RunForLogits(const StepBatch& batch) {
   if (storage_ == nullptr || launched_ != waited_) return InternalError("a step is under way");
   if (batch.sequences.empty()) return TensorView();
   StepBatch sampled = batch;
-  sampled.rows.resize(static_cast<size_t>(SizesOf(batch, context_).wanted));
+  sampled.rows.resize(static_cast<size_t>(SampledRowsOf(batch)));
   LACUNA_RETURN_IF_ERROR(CheckBatch(sampled, context_));
-  const StepSizes sizes = SizesWithClasses(sampled);
+  Order(sampled, /*may_record=*/false);
+  const StepSizes sizes = Sizes(sampled, /*recorded=*/false);
   LACUNA_RETURN_IF_ERROR(Stage(sampled, sizes, slots_[0]));
   LACUNA_RETURN_IF_ERROR(Forward());
   const int64_t row_bytes = context_.vocab_size * static_cast<int64_t>(sizeof(float));

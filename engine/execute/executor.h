@@ -1,10 +1,10 @@
 // Executor: the StepRunner that runs steps of a model on a backend.
 //
 // A step goes to the device as one copy (StepImage), and its results come back as one; a step of
-// decode rows alone runs as a recorded graph where the device records. The host waits once per
-// step. All memory is allocated at creation and by Attach, but for steps whose page lists or edits
-// are longer than any so far (see also SparseMemory). Sequences with plans run op by op. Engine
-// thread only; the model, the backend and the storages outlive it.
+// decode rows alone, with plans or without, runs as a recorded graph where the device records
+// (StepKind says when not). The host waits once per step. All memory is allocated at creation and
+// by Attach, but for steps whose page lists or edits are longer than any so far. Engine thread
+// only; the model, the backend and the storages outlive it.
 #pragma once
 
 #include <cstdint>

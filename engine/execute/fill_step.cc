@@ -34,7 +34,14 @@ class Filler final {
 
   Status Fill(const StepBatch& batch) {
     std::vector<int32_t> first_rows(batch.sequences.size());
-    for (const size_t i : order_.sequences) {
+    auto next_class = order_.decode.begin();
+    for (size_t place = 0; place < order_.sequences.size(); ++place) {
+      const auto at = static_cast<int64_t>(place);
+      if (next_class != order_.decode.end() && next_class->first == at) {
+        PadTo((next_class++)->row);
+      }
+      if (at == order_.decode_sequences) PadTo(order_.decode_rows);
+      const size_t i = order_.sequences[place];
       first_rows[i] = row_;
       LACUNA_RETURN_IF_ERROR(FillSequence(batch.sequences[i]));
     }
@@ -50,7 +57,7 @@ class Filler final {
     std::ranges::copy(batch.edits, out_.edits);
     const auto wanted_rows = static_cast<int32_t>(wanted - out_.wanted);
     std::iota(wanted, out_.wanted + sizes_.wanted, wanted_rows);
-    Pad();
+    PadTo(sizes_.rows);
     return OkStatus();
   }
 
@@ -105,8 +112,8 @@ class Filler final {
     }
   }
 
-  void Pad() {
-    for (; row_ < static_cast<int32_t>(sizes_.rows); ++row_) {
+  void PadTo(int64_t rows) {
+    for (; row_ < static_cast<int32_t>(rows); ++row_) {
       out_.ids[row_] = 0;
       out_.sources[row_] = static_cast<int32_t>(context_.sampled_rows_max) + row_;
       out_.positions[row_] = 0;
@@ -167,12 +174,18 @@ Status CheckSequence(const StepSequence& sequence, const StepContext& context) {
 
 }  // namespace
 
+int64_t SampledRowsOf(const StepBatch& batch) {
+  int64_t rows = 0;
+  for (const StepSequence& sequence : batch.sequences) rows += SampledRows(sequence);
+  return rows;
+}
+
 Status CheckBatch(const StepBatch& batch, const StepContext& context) {
-  int64_t rows = 0, sampled = 0;
+  int64_t rows = 0;
+  const int64_t sampled = SampledRowsOf(batch);
   for (const StepSequence& sequence : batch.sequences) {
     LACUNA_RETURN_IF_ERROR(CheckSequence(sequence, context));
     rows += SizeOf(sequence);
-    sampled += SampledRows(sequence);
   }
   if (rows > context.rows_max ||
       static_cast<int64_t>(batch.sequences.size()) > context.sequences_max) {
@@ -186,14 +199,15 @@ Status CheckBatch(const StepBatch& batch, const StepContext& context) {
   return OkStatus();
 }
 
-StepSizes SizesOf(const StepBatch& batch, const StepContext& context) {
+StepSizes SizesOf(const StepBatch& batch, const StepOrder& order, const StepContext& context) {
   StepSizes sizes;
+  sizes.rows = sizes.decode_rows = order.decode_rows;
+  sizes.chunks = static_cast<int64_t>(order.Chunks().size());
   sizes.previous_pages = context.previous_pages;
   sizes.groups.resize(context.groups);
   for (const StepSequence& sequence : batch.sequences) {
     const bool decode = IsDecode(sequence);
-    sizes.rows += SizeOf(sequence);
-    (decode ? sizes.decode_rows : sizes.chunks) += 1;
+    if (!decode) sizes.rows += SizeOf(sequence);
     sizes.wanted += SampledRows(sequence);
     for (size_t g = 0; g < context.groups; ++g) {
       StepSizes::Group& group = sizes.groups[g];

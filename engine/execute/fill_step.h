@@ -34,14 +34,16 @@ struct StepChunks final {
   std::vector<kernels::PrefillChunk> all, last;
 };
 
+int64_t SampledRowsOf(const StepBatch& batch);
+
 // kInternal: a batch that the loop must not have made.
 Status CheckBatch(const StepBatch& batch, const StepContext& context);
 
-// Of a checked batch, without padding and without what its classes need.
-StepSizes SizesOf(const StepBatch& batch, const StepContext& context);
+// Of a checked batch, with the decode rows of `order` and without what its classes need.
+StepSizes SizesOf(const StepBatch& batch, const StepOrder& order, const StepContext& context);
 
-// `sizes` are those of the batch, or larger for a step of decode rows alone: then rows without a
-// slot, a page or a result that anybody reads fill the rest. kInternal: a page is missing.
+// `sizes` are those of the batch, or larger for a step of decode rows alone. Rows that no sequence
+// has stand without a slot, a page or a result that anybody reads. kInternal: a page is missing.
 Status FillStep(const StepBatch& batch, const StepOrder& order, const StepContext& context,
                 const StepSizes& sizes, const StepImage::Arrays& out, StepChunks& chunks);
 

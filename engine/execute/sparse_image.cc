@@ -33,19 +33,16 @@ std::span<const T> Part(const std::byte* base, int64_t offset, int64_t count) {
   return {reinterpret_cast<const T*>(base + offset), static_cast<size_t>(count)};
 }
 
-// The row's stats, whatever number of heads a launch spoke of.
+// The row's stats, whatever number of heads a launch spoke of; none for a place without rows.
 template <typename T, typename Fn>
-void ForEachHead(const std::byte* report, const ReportPlace::Stats& stats, Fn&& fn) {
-  for (int64_t n = stats.split_heads ? 1 : stats.heads; n <= stats.heads; ++n) {
-    const int64_t first = StatsOf(stats.rows, n, stats.split_heads) + stats.row * n;
-    for (const T& one : Part<T>(report, stats.at + first * static_cast<int64_t>(sizeof(T)), n)) {
-      fn(one);
-    }
+void ForEachHead(const std::byte* report, const HeadLaunches& launches,
+                 const ReportPlace::Stats& stats, Fn&& fn) {
+  if (stats.rows == 0) return;
+  for (const int64_t heads : launches.counts()) {
+    const int64_t first = launches.StatsOf(stats.rows, heads) + stats.row * heads;
+    const int64_t at = stats.at + first * stats.each * static_cast<int64_t>(sizeof(T));
+    for (const T& one : Part<T>(report, at, heads * stats.each)) fn(one);
   }
-}
-
-int64_t StatsCount(int64_t rows, int64_t heads, bool split_heads) {
-  return split_heads ? StatsOf(rows, heads + 1, true) : rows * heads;
 }
 
 bool HasWindow(const SparsePlan& plan, int32_t layer) {
@@ -54,15 +51,15 @@ bool HasWindow(const SparsePlan& plan, int32_t layer) {
 }
 
 // Whether a decode row's attention in this layer can lose anything.
-bool LosesNothing(const SparsePlan& plan, const StepOrder& order, int32_t layer) {
+bool LosesNothing(const SparsePlan& plan, const HeadLaunches& launches, int32_t layer) {
   const LayerRole role = plan.layers[static_cast<size_t>(layer)].decode;
   const bool dense = role == LayerRole::kDense || role == LayerRole::kPlanner;
-  if (HasWindow(plan, layer) || (dense && !order.HasShapes(plan))) return true;
+  if (HasWindow(plan, layer) || (dense && !launches.TakesShapes(plan))) return true;
   // What the streaming heads of such a model might have read is not stored.
   for (int32_t head = 0; head < plan.shape.kv_heads; ++head) {
     if (plan.head(layer, head).role == kvcache::HeadRole::kFull) return false;
   }
-  return order.split_heads;
+  return !launches.all_stored();
 }
 
 // Ranges for every query head and tile of each chunk.
@@ -76,11 +73,12 @@ void FillOffsets(std::span<const kernels::RangeChunk> chunks, int64_t q_heads, i
 
 }  // namespace
 
-SparseReport ReadReport(const ReportPlace& place, const std::byte* report) {
+SparseReport ReadReport(const ReportPlace& place, const HeadLaunches& launches,
+                        const std::byte* report) {
   SparseReport sum;
   sum.sequence = place.sequence;
   sum.dense = place.dense;
-  ForEachHead<SelectStats>(report, place.stats, [&](const SelectStats& one) {
+  ForEachHead<SelectStats>(report, launches, place.stats, [&](const SelectStats& one) {
     sum.keys.pages_considered += one.pages_considered;
     sum.keys.pages_selected += one.pages_selected;
     sum.keys.keys_selected += one.keys_selected;
@@ -88,7 +86,7 @@ SparseReport ReadReport(const ReportPlace& place, const std::byte* report) {
     sum.keys.estimated_mass += one.estimated_mass;
     sum.keys.choices += one.choices;
   });
-  ForEachHead<RangeStats>(report, place.blocks, [&](const RangeStats& one) {
+  ForEachHead<RangeStats>(report, launches, place.blocks, [&](const RangeStats& one) {
     sum.blocks.blocks_considered += one.blocks_considered;
     sum.blocks.blocks_selected += one.blocks_selected;
   });
@@ -110,7 +108,26 @@ int64_t SparseImage::Take(int64_t count) {
   return offset;
 }
 
-void SparseImage::SetBatch(const StepBatch& batch, const StepOrder& order, int64_t page_tokens) {
+int64_t SparseImage::BytesMax(std::span<const std::shared_ptr<const SparsePlan>> plans,
+                              const HeadLaunches& launches, int64_t sequences_max) {
+  const int64_t rows = PaddedRowsMax(sequences_max);
+  int64_t bytes = 0;
+  for (const auto& plan : plans) {
+    const int64_t heads = launches.TakesShapes(*plan) ? plan->shape.kv_heads : 0;
+    const int64_t shapes = heads * (2 * plan->shape.layers + plan->slots);
+    // Arrays of one sequence, each as a class of its own.
+    const int64_t sequence =
+        launches.StatsCount(1) * (static_cast<int64_t>(sizeof(SelectStats)) +
+                                  plan->shape.group() * static_cast<int64_t>(sizeof(RangeStats))) +
+        shapes * static_cast<int64_t>(sizeof(StaticShape)) +
+        kAuditGroups * static_cast<int64_t>(sizeof(AttentionAudit)) +
+        2 * static_cast<int64_t>(sizeof(SelectRow) + sizeof(int64_t)) + 16 * kAlign;
+    bytes = std::max(bytes, rows * sequence);
+  }
+  return bytes;
+}
+
+void SparseImage::SetBatch(const StepBatch& batch, const StepOrder& order) {
   bytes_ = 0;
   decode_.assign(order.decode.size(), {});
   prefill_.assign(order.prefill.size(), {});
@@ -119,24 +136,19 @@ void SparseImage::SetBatch(const StepBatch& batch, const StepOrder& order, int64
   for (size_t c = 0; c < decode_.size(); ++c) {
     const StepOrder::Class& one = order.decode[c];
     decode_[c].plan = one.plan;
-    decode_[c].first = one.first;
-    decode_[c].rows = one.count;
+    decode_[c].launches = &launches_;
+    decode_[c].first = one.row;
+    decode_[c].rows = one.rows;
     decode_[c].audited = one.audited;
-    decode_[c].split_heads = order.split_heads;
-    for (int64_t i = one.first; i < one.first + one.count; ++i) {
-      const StepSequence& sequence = batch.sequences[order.sequences[static_cast<size_t>(i)]];
-      const int64_t pages = CeilDiv(int64_t{sequence.first_position} + 1, page_tokens);
-      decode_[c].lists.stride = std::max(decode_[c].lists.stride, pages);
-    }
   }
   TakeReports(batch, order);
   for (size_t c = 0; c < decode_.size(); ++c) TakeRows(decode_[c], decode_places_[c]);
   for (size_t c = 0; c < prefill_.size(); ++c) {
     const StepOrder::Class& one = order.prefill[c];
     prefill_[c].plan = one.plan;
+    prefill_[c].launches = &launches_;
     prefill_[c].first = one.first;
     prefill_[c].sparse = one.sparse;
-    prefill_[c].split_heads = order.split_heads;
     TakeChunks(batch, order, one, prefill_places_[c]);
   }
 }
@@ -155,7 +167,7 @@ void SparseImage::TakeReports(const StepBatch& batch, const StepOrder& order) {
     place.audited = place.decode && sequence.audit;
     std::fill(std::begin(place.lossless), std::end(place.lossless), true);
     for (int32_t layer = 0; layer < plan.shape.layers; ++layer) {
-      if (!LosesNothing(plan, order, layer))
+      if (!LosesNothing(plan, launches_, layer))
         place.lossless[AuditGroup(layer, plan.shape.layers)] = false;
     }
     places_.push_back(place);
@@ -166,26 +178,25 @@ void SparseImage::TakeReports(const StepBatch& batch, const StepOrder& order) {
   };
   std::vector<bool> in_class(batch.sequences.size());
   for (size_t c = 0; c < decode_.size(); ++c) {
-    const DecodeClass& rows = decode_[c];
-    const int64_t kv_heads = rows.plan->shape.kv_heads;
-    decode_places_[c].stats = Take<SelectStats>(StatsCount(rows.rows, kv_heads, order.split_heads));
-    decode_places_[c].audits = Take<AttentionAudit>(rows.audited * kAuditGroups);
-    for (int64_t i = 0; i < rows.rows; ++i) {
-      ReportPlace& place = place_of(rows.first + i);
+    const StepOrder::Class& one = order.decode[c];
+    DecodePlace& at = decode_places_[c];
+    at.stats = Take<SelectStats>(launches_.StatsCount(one.rows));
+    at.audits = Take<AttentionAudit>(one.audited * kAuditGroups);
+    for (int64_t i = 0; i < one.count; ++i) {
+      ReportPlace& place = place_of(one.first + i);
       in_class[static_cast<size_t>(place.sequence)] = true;
-      place.stats = {decode_places_[c].stats, rows.rows, i, kv_heads, order.split_heads};
-      if (i >= rows.audited) continue;
-      place.audits = decode_places_[c].audits +
-                     i * kAuditGroups * static_cast<int64_t>(sizeof(AttentionAudit));
+      place.stats = {.at = at.stats, .rows = one.rows, .row = i, .each = 1};
+      if (i >= one.audited) continue;
+      place.audits = at.audits + i * kAuditGroups * static_cast<int64_t>(sizeof(AttentionAudit));
     }
   }
   for (size_t c = 0; c < prefill_.size(); ++c) {
     const StepOrder::Class& one = order.prefill[c];
-    const int64_t q_heads = one.plan->shape.q_heads;
-    prefill_places_[c].stats = Take<RangeStats>(StatsCount(one.count, q_heads, order.split_heads));
+    const int64_t group = one.plan->shape.group();
+    prefill_places_[c].stats = Take<RangeStats>(launches_.StatsCount(one.count) * group);
     for (int64_t i = 0; i < one.count; ++i) {
-      place_of(order.decode_rows + one.first + i).blocks = {prefill_places_[c].stats, one.count, i,
-                                                            q_heads, order.split_heads};
+      place_of(order.decode_sequences + one.first + i).blocks = {
+          .at = prefill_places_[c].stats, .rows = one.count, .row = i, .each = group};
     }
   }
   for (ReportPlace& place : places_) {  // dense in this step
@@ -200,7 +211,7 @@ void SparseImage::TakeRows(const DecodeClass& rows, DecodePlace& place) {
   const SparsePlan& plan = *rows.plan;
   const int64_t heads = rows.rows * plan.shape.kv_heads;
   place.select = Take<SelectRow>(rows.rows);
-  if (!plan.static_heads || rows.split_heads) return;
+  if (!launches_.TakesShapes(plan)) return;
   place.kept = Take<SelectRow>(rows.rows);
   place.shapes = Take<StaticShape>(plan.shape.layers * heads);
   place.choosing = Take<StaticShape>(plan.slots * heads);
@@ -209,7 +220,7 @@ void SparseImage::TakeRows(const DecodeClass& rows, DecodePlace& place) {
 void SparseImage::TakeChunks(const StepBatch& batch, const StepOrder& order,
                              const StepOrder::Class& one, PrefillPlace& place) {
   const SparsePlan& plan = *one.plan;
-  if (order.HasShapes(plan)) {
+  if (launches_.TakesShapes(plan)) {
     place.shapes = Take<StaticShape>(plan.shape.layers * one.count * plan.shape.kv_heads);
   }
   const bool corrects = one.sparse && plan.prefill.correct != kernels::PrefillCorrectKind::kNone;
@@ -235,39 +246,51 @@ void SparseImage::Fill(const StepBatch& batch, const StepOrder& order, const Ste
                        const kvcache::SelectionArrays& prefill, std::byte* base) {
   std::memset(base, 0, static_cast<size_t>(report_bytes_));
   for (size_t c = 0; c < decode_.size(); ++c) {
-    FillRows(batch, order, decode_[c], decode_places_[c], base);
+    FillRows(batch, order, order.decode[c], decode_places_[c], base);
   }
   for (size_t c = 0; c < prefill_.size(); ++c) {
     FillChunks(batch, order, chunks, prefill, prefill_[c], prefill_places_[c], base);
   }
 }
 
-void SparseImage::FillRows(const StepBatch& batch, const StepOrder& order, const DecodeClass& rows,
-                           const DecodePlace& place, std::byte* base) const {
-  const SparsePlan& plan = *rows.plan;
-  const bool kept = SparseMemory::KeepsChoices(plan);
-  for (int64_t i = 0; i < rows.rows; ++i) {
-    const size_t index = order.sequences[static_cast<size_t>(rows.first + i)];
-    const StepSequence& sequence = batch.sequences[index];
-    SelectRow row = order.rows[index];
-    row.choice = kept ? sequence.choice : static_cast<int32_t>(rows.first + i);
+void SparseImage::FillRows(const StepBatch& batch, const StepOrder& order,
+                           const StepOrder::Class& one, const DecodePlace& place,
+                           std::byte* base) const {
+  const SparsePlan& plan = *one.plan;
+  const bool kept = SparseMemory::KeepsChoices(plan), shaped = launches_.TakesShapes(plan);
+  for (int64_t i = 0; i < one.rows; ++i) {
+    SelectRow row;  // padding is dense and keeps no choice
+    row.choose = false;
+    int64_t tokens = 1;
+    if (i < one.count) {
+      const size_t index = order.sequences[static_cast<size_t>(one.first + i)];
+      const StepSequence& sequence = batch.sequences[index];
+      row = order.rows[index];
+      row.choice = kept ? sequence.choice : static_cast<int32_t>(one.row + i);
+      tokens = int64_t{sequence.first_position} + 1;
+    }
     At<SelectRow>(base, place.select)[i] = row;
-    if (!order.HasShapes(plan)) continue;
+    if (!shaped) continue;
     row.choose = false;
     At<SelectRow>(base, place.kept)[i] = row;
-    const int64_t tokens = int64_t{sequence.first_position} + 1;
-    const int64_t heads = plan.shape.kv_heads;
-    StaticShape* shapes = At<StaticShape>(base, place.shapes);
-    StaticShape* choosing = At<StaticShape>(base, place.choosing);
-    for (int32_t layer = 0; layer < plan.shape.layers; ++layer) {
-      const LayerPlan& role = plan.layers[static_cast<size_t>(layer)];
-      for (int32_t head = 0; head < plan.shape.kv_heads; ++head) {
-        const StaticShape shape = kvcache::DecodeShape(plan, layer, head, tokens);
-        shapes[(layer * rows.rows + i) * heads + head] = shape;
-        if (role.slot < 0) continue;
-        StaticShape& common = choosing[(role.slot * rows.rows + i) * heads + head];
-        if (role.source == layer || shape.window_tokens == 0) common = shape;
-      }
+    FillShapes(plan, tokens, one.rows, i, place, base);
+  }
+}
+
+// Of row `row` of a class with `rows`, whose sequence has so many tokens.
+void SparseImage::FillShapes(const SparsePlan& plan, int64_t tokens, int64_t rows, int64_t row,
+                             const DecodePlace& place, std::byte* base) const {
+  const int64_t heads = plan.shape.kv_heads;
+  StaticShape* shapes = At<StaticShape>(base, place.shapes);
+  StaticShape* choosing = At<StaticShape>(base, place.choosing);
+  for (int32_t layer = 0; layer < plan.shape.layers; ++layer) {
+    const LayerPlan& role = plan.layers[static_cast<size_t>(layer)];
+    for (int32_t head = 0; head < plan.shape.kv_heads; ++head) {
+      const StaticShape shape = kvcache::DecodeShape(plan, layer, head, tokens);
+      shapes[(layer * rows + row) * heads + head] = shape;
+      if (role.slot < 0) continue;
+      StaticShape& common = choosing[(role.slot * rows + row) * heads + head];
+      if (role.source == layer || shape.window_tokens == 0) common = shape;
     }
   }
 }
@@ -283,7 +306,7 @@ void SparseImage::FillChunks(const StepBatch& batch, const StepOrder& order,
     const auto at = static_cast<size_t>(i);
     place.all[at].chunk = chunks.all[chunk];
     place.last[at].chunk = chunks.last[chunk];
-    if (order.HasShapes(plan)) {
+    if (launches_.TakesShapes(plan)) {
       const StepSequence& sequence = batch.sequences[order.Chunks()[chunk]];
       StaticShape* shapes = At<StaticShape>(base, place.shapes);
       for (int32_t layer = 0; layer < plan.shape.layers; ++layer) {
@@ -316,7 +339,7 @@ void SparseImage::Locate(std::byte* base, const kvcache::SelectionArrays& prefil
     rows.select = At<SelectRow>(base, place.select);
     rows.stats = At<SelectStats>(base, place.stats);
     rows.audits = At<AttentionAudit>(base, place.audits);
-    if (!rows.plan->static_heads || rows.split_heads) continue;
+    if (!launches_.TakesShapes(*rows.plan)) continue;
     rows.kept = At<SelectRow>(base, place.kept);
     rows.shapes = At<StaticShape>(base, place.shapes);
     rows.choosing = At<StaticShape>(base, place.choosing);
@@ -327,8 +350,7 @@ void SparseImage::Locate(std::byte* base, const kvcache::SelectionArrays& prefil
     chunks.all = place.all;
     chunks.last = place.last;
     chunks.stats = At<RangeStats>(base, place.stats);
-    if (chunks.plan->static_heads && !chunks.split_heads)
-      chunks.shapes = At<StaticShape>(base, place.shapes);
+    if (launches_.TakesShapes(*chunks.plan)) chunks.shapes = At<StaticShape>(base, place.shapes);
     if (!chunks.sparse) continue;
     chunks.ranges.chunk_offsets = At<int64_t>(base, place.offsets);
     chunks.last_ranges.chunk_offsets = At<int64_t>(base, place.last_offsets);

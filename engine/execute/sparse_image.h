@@ -7,6 +7,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <span>
 #include <vector>
 
 #include "engine/execute/fill_step.h"
@@ -20,20 +22,28 @@ namespace lacuna::engine {
 struct ReportPlace final {
   int32_t sequence = 0;
   bool decode = false, dense = false, audited = false;
-  struct Stats {  // see StatsOf; `at` in bytes from the report's start
-    int64_t at = 0, rows = 0, row = 0, heads = 0;
-    bool split_heads = false;
+  // See HeadLaunches; `at` in bytes from the report's start, `each` of a kv head.
+  struct Stats {
+    int64_t at = 0, rows = 0, row = 0, each = 0;
   };
   Stats stats, blocks;               // SelectStats, RangeStats
   int64_t audits = -1;               // AttentionAudit[kAuditGroups]
   bool lossless[kAuditGroups] = {};  // thirds whose layers all attend densely
 };
-SparseReport ReadReport(const ReportPlace& place, const std::byte* report);
+SparseReport ReadReport(const ReportPlace& place, const HeadLaunches& launches,
+                        const std::byte* report);
 
 class SparseImage final {
  public:
+  // `launches` outlives it.
+  explicit SparseImage(const HeadLaunches& launches) : launches_(launches) {}
+
+  // Of any step with these plans; corrections come on top.
+  static int64_t BytesMax(std::span<const std::shared_ptr<const kvcache::SparsePlan>> plans,
+                          const HeadLaunches& launches, int64_t sequences_max);
+
   // Lays out the arrays of the batch's classes.
-  void SetBatch(const StepBatch& batch, const StepOrder& order, int64_t page_tokens);
+  void SetBatch(const StepBatch& batch, const StepOrder& order);
   bool empty() const { return decode_.empty() && prefill_.empty(); }
   int64_t bytes() const { return bytes_; }
   int64_t report_bytes() const { return report_bytes_; }
@@ -67,12 +77,15 @@ class SparseImage final {
   void TakeRows(const DecodeClass& rows, DecodePlace& place);
   void TakeChunks(const StepBatch& batch, const StepOrder& order, const StepOrder::Class& one,
                   PrefillPlace& place);
-  void FillRows(const StepBatch& batch, const StepOrder& order, const DecodeClass& rows,
+  void FillRows(const StepBatch& batch, const StepOrder& order, const StepOrder::Class& one,
                 const DecodePlace& place, std::byte* base) const;
+  void FillShapes(const kvcache::SparsePlan& plan, int64_t tokens, int64_t rows, int64_t row,
+                  const DecodePlace& place, std::byte* base) const;
   void FillChunks(const StepBatch& batch, const StepOrder& order, const StepChunks& chunks,
                   const kvcache::SelectionArrays& prefill, const PrefillClass& one,
                   PrefillPlace& place, std::byte* base) const;
 
+  const HeadLaunches& launches_;
   int64_t bytes_ = 0, report_bytes_ = 0;
   std::vector<DecodeClass> decode_;
   std::vector<PrefillClass> prefill_;

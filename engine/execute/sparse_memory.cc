@@ -12,8 +12,6 @@ using kernels::KeyRanges;
 using kvcache::SparsePlan;
 
 constexpr int64_t kI32 = sizeof(int32_t), kI64 = sizeof(int64_t), kF32 = sizeof(float);
-// Paths that requests may bring beside the served ones (a dial can change tables).
-constexpr size_t kTablesMax = 256;
 
 template <typename T>
 T* At(const kernels::Buffer& buffer, int64_t index) {
@@ -64,15 +62,19 @@ Status SparseMemory::Allocate(const SparseLimits& limits) {
   if (limits.plans.empty()) return OkStatus();
   const kvcache::AttentionShape& shape = limits.plans[0]->shape;
   act_ = limits.act;
-  head_order_ = limits.head_order;
-  for (const auto& plan : limits.plans) LACUNA_RETURN_IF_ERROR(CheckHeads(*plan, head_order_));
+  launches_ = limits.launches;
+  for (const auto& plan : limits.plans) {
+    LACUNA_RETURN_IF_ERROR(CheckHeads(*plan, limits.head_order));
+  }
   running_max_ = limits.running_max;
+  decode_rows_max_ = limits.decode_rows_max;
   q_heads_ = shape.q_heads;
   kv_heads_ = shape.kv_heads;
   head_dim_ = shape.head_dim;
   pages_max_ = CeilDiv(limits.context_tokens_max, shape.page_tokens);
   LACUNA_RETURN_IF_ERROR(AllocateDecode(limits));
-  return AllocatePrefill(limits);
+  LACUNA_RETURN_IF_ERROR(AllocatePrefill(limits));
+  return tables_.Allocate(device_, limits.plans, limits.head_order, limits.running_max);
 }
 
 Status SparseMemory::AllocateDecode(const SparseLimits& limits) {
@@ -81,15 +83,15 @@ Status SparseMemory::AllocateDecode(const SparseLimits& limits) {
     statics = statics || plan->static_heads;
     if (!plan->sparse_decode) continue;
     any = true;
-    const bool kept = KeepsChoices(*plan);
-    const int64_t slots = head_order_ == nullptr ? plan->slots : plan->shape.layers;
-    if (kept) kept_slots_ = std::max(kept_slots_, slots);
+    if (KeepsChoices(*plan)) kept_slots_ = std::max(kept_slots_, launches_->Slots(*plan));
     keeps_queries = keeps_queries || plan->decode.refresh == kernels::RefreshKind::kCosine;
     drops = drops || plan->decode.correct == kernels::DecodeCorrectKind::kDenominator;
   }
-  const int64_t lists = running_max_ * kv_heads_, entries = lists * pages_max_;
-  const int64_t row_lse = running_max_ * q_heads_ * kF32;
-  const int64_t out = running_max_ * q_heads_ * head_dim_ * static_cast<int64_t>(DTypeBytes(act_));
+  const int64_t lists = decode_rows_max_ * kv_heads_, entries = lists * pages_max_;
+  const int64_t choices = running_max_ * kv_heads_ * pages_max_;
+  const int64_t row_lse = decode_rows_max_ * q_heads_ * kF32;
+  const int64_t out =
+      decode_rows_max_ * q_heads_ * head_dim_ * static_cast<int64_t>(DTypeBytes(act_));
   const int64_t queries = running_max_ * q_heads_ * head_dim_ * kF32;
   const auto take = [&](kernels::Buffer& buffer, int64_t bytes) -> Status {
     if (bytes == 0) return OkStatus();
@@ -108,7 +110,7 @@ Status SparseMemory::AllocateDecode(const SparseLimits& limits) {
   LACUNA_RETURN_IF_ERROR(take(list_begins_, lists * kI64));
   LACUNA_RETURN_IF_ERROR(take(list_ends_, lists * kI64));
   LACUNA_RETURN_IF_ERROR(take(masks_, entries * kI64));
-  LACUNA_RETURN_IF_ERROR(take(kept_masks_, kept_slots_ * entries * kI64));
+  LACUNA_RETURN_IF_ERROR(take(kept_masks_, kept_slots_ * choices * kI64));
   LACUNA_RETURN_IF_ERROR(take(kept_queries_, keeps_queries ? kept_slots_ * queries : 0));
   return take(dropped_lse_, drops ? row_lse : 0);
 }
@@ -123,8 +125,7 @@ Status SparseMemory::AllocatePrefill(const SparseLimits& limits) {
     correct_stride = correct_stride == 0 ? rows : std::min(correct_stride, rows);
   }
   if (stride == 0) return OkStatus();
-  const int64_t tiles = CeilDiv(limits.step_tokens_max, KeyRanges::kQueryTileTokens) + 1;
-  const int64_t lists = q_heads_ * tiles;
+  const int64_t lists = q_heads_ * TilesMax(limits.step_tokens_max);
   LACUNA_ASSIGN_OR_RETURN(range_entries_, device_.Allocate(lists * stride * 2 * kI32));
   LACUNA_ASSIGN_OR_RETURN(range_lists_, device_.Allocate(lists * 2 * kI64));
   if (correct_stride == 0) return OkStatus();
@@ -134,85 +135,41 @@ Status SparseMemory::AllocatePrefill(const SparseLimits& limits) {
   return OkStatus();
 }
 
+int64_t SparseMemory::TilesMax(int64_t step_tokens_max) {
+  return CeilDiv(step_tokens_max, KeyRanges::kQueryTileTokens) + 1;
+}
+
 int64_t SparseMemory::bytes() const {
-  int64_t bytes = 0;
+  int64_t bytes = tables_.bytes();
   for (const kernels::Buffer* buffer :
        {&list_pages_, &list_logical_, &list_masks_, &list_begins_, &list_ends_, &dropped_lse_,
         &masks_, &kept_masks_, &kept_queries_, &audit_out_, &sparse_lse_, &dense_lse_,
         &correct_out_, &range_entries_, &range_lists_}) {
     bytes += buffer->bytes();
   }
-  for (const auto& [path, tables] : tables_) bytes += tables.memory.bytes();
   return bytes;
 }
 
-Status SparseMemory::Grow(kernels::Buffer& buffer, int64_t bytes, kernels::Stream& stream) {
-  if (bytes <= buffer.bytes()) return OkStatus();
-  LACUNA_RETURN_IF_ERROR(device_.Synchronize(stream));  // steps under way use the old one
-  LACUNA_ASSIGN_OR_RETURN(buffer, device_.Allocate(bytes));
-  return OkStatus();
-}
-
-Result<const SparseMemory::Tables*> SparseMemory::TablesOf(const SparsePlan& plan,
-                                                           kernels::Stream& stream) {
-  const auto found = tables_.find(plan.path_fingerprint);
-  if (found != tables_.end()) return &found->second;
-  Tables tables;
-  std::vector<float> thresholds = plan.thresholds;
-  std::vector<kernels::PrefillHead> heads = plan.prefill_heads;
-  if (head_order_ != nullptr) {
-    thresholds = head_order_->Arranged(std::span<const float>(thresholds));
-    heads = head_order_->Arranged(std::span<const kernels::PrefillHead>(heads));
-  }
-  const auto threshold_bytes = static_cast<int64_t>(thresholds.size() * sizeof(float));
-  const auto head_bytes = static_cast<int64_t>(heads.size() * sizeof(kernels::PrefillHead));
-  if (threshold_bytes + head_bytes > 0) {
-    LACUNA_ASSIGN_OR_RETURN(tables.memory, device_.Allocate(threshold_bytes + head_bytes));
-  }
-  std::byte* data = tables.memory.data();
-  if (threshold_bytes > 0) {
-    LACUNA_RETURN_IF_ERROR(device_.Copy(data, thresholds.data(), threshold_bytes, stream));
-    tables.thresholds = reinterpret_cast<const float*>(data);
-  }
-  if (head_bytes > 0) {
-    data += threshold_bytes;
-    LACUNA_RETURN_IF_ERROR(device_.Copy(data, heads.data(), head_bytes, stream));
-    tables.heads = reinterpret_cast<const kernels::PrefillHead*>(data);
-  }
-  LACUNA_RETURN_IF_ERROR(device_.Synchronize(stream));  // the plan may go away
-  return &tables_.emplace(plan.path_fingerprint, std::move(tables)).first->second;
-}
-
 Status SparseMemory::Bind(std::span<DecodeClass> decode, std::span<PrefillClass> prefill,
-                          kernels::Stream& stream) {
-  if (tables_.size() >= kTablesMax) {
-    LACUNA_RETURN_IF_ERROR(device_.Synchronize(stream));  // steps under way read them
-    tables_.clear();
-  }
-  // Classes take turns with the ranges, layer by layer.
-  for (const PrefillClass& chunks : prefill) {
-    if (!chunks.sparse) continue;
-    const int64_t lists = q_heads_ * Tiles(chunks);
-    LACUNA_RETURN_IF_ERROR(Grow(range_entries_, lists * RangeStride(chunks) * 2 * kI32, stream));
-    LACUNA_RETURN_IF_ERROR(Grow(range_lists_, lists * 2 * kI64, stream));
-  }
-  for (DecodeClass& rows : decode) LACUNA_RETURN_IF_ERROR(BindRows(rows, stream));
-  for (PrefillClass& chunks : prefill) LACUNA_RETURN_IF_ERROR(BindChunks(chunks, stream));
+                          int64_t step, kernels::Stream& stream) {
+  for (DecodeClass& rows : decode) LACUNA_RETURN_IF_ERROR(BindRows(rows, step, stream));
+  for (PrefillClass& chunks : prefill) LACUNA_RETURN_IF_ERROR(BindChunks(chunks, step, stream));
   return OkStatus();
 }
 
-Status SparseMemory::BindRows(DecodeClass& rows, kernels::Stream& stream) {
+Status SparseMemory::BindRows(DecodeClass& rows, int64_t step, kernels::Stream& stream) {
   const SparsePlan& plan = *rows.plan;
   if (!plan.sparse_decode) return OkStatus();
   const bool kept = KeepsChoices(plan);
   const bool drops = plan.decode.correct == kernels::DecodeCorrectKind::kDenominator;
   const bool queries = plan.decode.refresh == kernels::RefreshKind::kCosine;
-  if (list_pages_.bytes() == 0 || (kept && plan.slots > kept_slots_) ||
+  if (list_pages_.bytes() == 0 || (kept && launches_->Slots(plan) > kept_slots_) ||
       (drops && dropped_lse_.bytes() == 0) || (queries && kept_queries_.bytes() == 0)) {
     return InternalError("a step holds plan " + plan.name + ", for which no memory was provided");
   }
-  LACUNA_ASSIGN_OR_RETURN(const Tables* const tables, TablesOf(plan, stream));
-  rows.thresholds = tables->thresholds;
+  LACUNA_ASSIGN_OR_RETURN(const PathTables::Tables tables, tables_.Of(plan, step, stream));
+  rows.thresholds = tables.thresholds;
+  rows.lists.stride = pages_max_;
   const int64_t lists = rows.first * kv_heads_;
   rows.lists.pages = At<int32_t>(list_pages_, lists * pages_max_);
   rows.lists.logical = At<int32_t>(list_logical_, lists * pages_max_);
@@ -237,16 +194,16 @@ Status SparseMemory::BindRows(DecodeClass& rows, kernels::Stream& stream) {
   return OkStatus();
 }
 
-Status SparseMemory::BindChunks(PrefillClass& chunks, kernels::Stream& stream) {
+Status SparseMemory::BindChunks(PrefillClass& chunks, int64_t step, kernels::Stream& stream) {
   if (!chunks.sparse) return OkStatus();
   const SparsePlan& plan = *chunks.plan;
-  if (range_entries_.bytes() == 0) {
+  const int64_t stride = RangeStride(chunks), lists = q_heads_ * Tiles(chunks);
+  if (lists * stride * 2 * kI32 > range_entries_.bytes() ||
+      lists * 2 * kI64 > range_lists_.bytes()) {
     return InternalError("a step holds plan " + plan.name + ", for which no memory was provided");
   }
-  LACUNA_ASSIGN_OR_RETURN(const Tables* const tables, TablesOf(plan, stream));
-  chunks.heads = tables->heads;
-  const int64_t stride = RangeStride(chunks);
-  const int64_t lists = q_heads_ * Tiles(chunks);
+  LACUNA_ASSIGN_OR_RETURN(const PathTables::Tables tables, tables_.Of(plan, step, stream));
+  chunks.heads = tables.heads;
   for (kernels::RangeArrays* arrays : {&chunks.ranges, &chunks.last_ranges}) {
     arrays->stride = stride;
     arrays->begins = At<int64_t>(range_lists_, 0);
@@ -263,12 +220,13 @@ SparseScratch SparseMemory::scratch() const {
                                : TensorView(buffer.data(), act_, {rows, q_heads_, head_dim_});
   };
   const auto lse = [&](const kernels::Buffer& buffer) {
-    return buffer.bytes() == 0 ? TensorView()
-                               : TensorView(buffer.data(), DType::kF32, {running_max_, q_heads_});
+    return buffer.bytes() == 0
+               ? TensorView()
+               : TensorView(buffer.data(), DType::kF32, {decode_rows_max_, q_heads_});
   };
   return {.correct_rows_max = correct_rows_max_,
           .correct_out = outs(correct_out_, correct_rows_max_),
-          .audit_out = outs(audit_out_, running_max_),
+          .audit_out = outs(audit_out_, decode_rows_max_),
           .sparse_lse = lse(sparse_lse_),
           .dense_lse = lse(dense_lse_)};
 }

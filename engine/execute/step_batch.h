@@ -57,7 +57,9 @@ struct StepBatch final {
   std::vector<kernels::LogitEdit> edits;
 };
 
-enum class StepKind { kEager, kGraph };  // launched op by op, or as one recorded graph
+// Launched as one recorded graph, or op by op. kEagerDecode: a device that records had nothing but
+// decode rows, and did not: an audit, too many paths, or the first step of its kind.
+enum class StepKind { kEager, kEagerDecode, kGraph };
 
 class StepRunner {
  public:

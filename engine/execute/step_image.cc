@@ -42,8 +42,8 @@ void StepImage::SetSizes(const StepSizes& sizes) {
     groups_[g].prefill.pages = Take(entries.prefill_entries, sizeof(int32_t));
     groups_[g].prefill.logical = Take(entries.prefill_entries, sizeof(int32_t));
   }
-  edits_ = Take(sizes.edits, sizeof(kernels::LogitEdit));
   sparse_ = Take(sizes.sparse_bytes, 1);
+  edits_ = Take(sizes.edits, sizeof(kernels::LogitEdit));
 }
 
 kvcache::SelectionArrays StepImage::Locate(std::byte* base, const Lists& lists) {

@@ -45,8 +45,8 @@ class StepImage final {
     int32_t* positions = nullptr;  // [rows]
     int32_t* wanted = nullptr;     // [wanted] rows to sample
     kernels::SampleRow* sample_rows = nullptr;  // [wanted]
-    kernels::LogitEdit* edits = nullptr;        // [edits]
     std::byte* sparse = nullptr;                // [sparse_bytes]
+    kernels::LogitEdit* edits = nullptr;        // [edits]
     struct Group {
       int32_t* slots = nullptr;           // [rows]
       int32_t* previous_pages = nullptr;  // [rows], if anybody reads them

@@ -1,5 +1,7 @@
 #include "engine/model/head_order.h"
 
+#include <algorithm>
+
 namespace lacuna::engine {
 
 HeadOrder::HeadOrder(const kvcache::SparsePlan& residency) : kv_heads_(residency.shape.kv_heads) {
@@ -17,6 +19,22 @@ HeadOrder::HeadOrder(const kvcache::SparsePlan& residency) : kv_heads_(residency
       }
     }
   }
+}
+
+HeadLaunches::HeadLaunches(int32_t kv_heads, const HeadOrder* order)
+    : all_stored_(order == nullptr) {
+  for (int32_t layer = 0; order != nullptr && layer < order->layers(); ++layer) {
+    counts_.push_back(order->full_heads(layer));
+  }
+  if (counts_.empty()) counts_.push_back(kv_heads);
+  std::ranges::sort(counts_);
+  counts_.erase(std::ranges::unique(counts_).begin(), counts_.end());
+}
+
+int64_t HeadLaunches::StatsOf(int64_t rows, int64_t heads) const {
+  int64_t before = 0;
+  for (const int64_t count : counts_) before += count < heads ? count : 0;
+  return rows * before;
 }
 
 std::vector<kvcache::MetadataStore> ArrangedStores(std::vector<kvcache::MetadataStore> stores,

@@ -53,6 +53,38 @@ class HeadOrder final {
   kernels::StaticShape decode_shape_, prefill_shape_;
 };
 
+// Which heads of a layer one launch speaks of: all of them, with a shape for each that streams; or,
+// where streaming heads have pages of their own, those alone that keep all pages, and layers differ
+// in how many these are. Immutable; any thread.
+class HeadLaunches final {
+ public:
+  // `order` may be null.
+  HeadLaunches(int32_t kv_heads, const HeadOrder* order);
+
+  // Whether what the streaming heads do not see is stored all the same.
+  bool all_stored() const { return all_stored_; }
+  bool TakesShapes(const kvcache::SparsePlan& plan) const {
+    return plan.static_heads && all_stored_;
+  }
+  // Choices that a sequence with the plan keeps at one time, and where a layer's stands. Layers
+  // that differ in their heads have one each.
+  int64_t Slots(const kvcache::SparsePlan& plan) const {
+    return all_stored_ ? plan.slots : plan.shape.layers;
+  }
+  int64_t SlotOf(const kvcache::SparsePlan& plan, int64_t layer) const {
+    return all_stored_ ? plan.layers[static_cast<size_t>(layer)].slot : layer;
+  }
+  // What is added up, [rows, heads] for each number of heads that a launch speaks of: one area
+  // behind the other. All of them, and where that for `heads` begins, for heads of kv.
+  int64_t StatsCount(int64_t rows) const { return StatsOf(rows, counts_.back() + 1); }
+  int64_t StatsOf(int64_t rows, int64_t heads) const;
+  std::span<const int64_t> counts() const { return counts_; }
+
+ private:
+  bool all_stored_ = true;
+  std::vector<int64_t> counts_;  // ascending; at least one
+};
+
 // The stores with their tables in the order of a model's heads (null: as they are).
 std::vector<kvcache::MetadataStore> ArrangedStores(std::vector<kvcache::MetadataStore> stores,
                                                    const HeadOrder* order);

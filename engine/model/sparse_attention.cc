@@ -51,6 +51,7 @@ class LayerRun final {
   // Heads with a window of the layer's or of their group's are never sparse.
   bool windowed() const { return at_.params.shape.window_tokens > 0; }
   int64_t kv_heads() const { return at_.pool.kv_heads; }
+  int64_t group() const { return at_.q.dim(1) / kv_heads(); }
   const LayerPlan& PlanOf(const SparsePlan& plan) const {
     return plan.layers[static_cast<size_t>(at_.layer)];
   }
@@ -166,10 +167,9 @@ class LayerRun final {
   Status Select(const DecodeClass& rows, const kernels::SelectRow* select,
                 const StaticShape* shapes) {
     const SparsePlan& plan = *rows.plan;
-    const LayerPlan& layer = PlanOf(plan);
     const bool chooses = select == rows.select;
     kernels::KeyChoices choices = rows.choices;
-    const int64_t slot = rows.split_heads ? at_.layer : layer.slot;
+    const int64_t slot = rows.launches->SlotOf(plan, at_.layer);
     choices.masks += slot * rows.slot_masks;
     if (choices.queries != nullptr) choices.queries += slot * rows.slot_queries;
     if (plan.decode.owner == kernels::OwnerKind::kKvHead) choices.owners = kv_heads();
@@ -200,7 +200,7 @@ class LayerRun final {
          .scale = at_.params.scale,
          .choices = choices,
          .out = rows.lists,
-         .stats = chooses ? rows.stats + StatsOf(rows.rows, kv_heads(), rows.split_heads) : nullptr,
+         .stats = chooses ? rows.stats + rows.launches->StatsOf(rows.rows, kv_heads()) : nullptr,
          .dropped_lse = Rows(rows.dropped_lse, rows.rows)},
         stream_);
   }
@@ -276,7 +276,7 @@ class LayerRun final {
          .shapes = args.shapes,
          .scale = at_.params.scale,
          .out = room,
-         .stats = chunks.stats + StatsOf(count, at_.q.dim(1), chunks.split_heads)},
+         .stats = chunks.stats + chunks.launches->StatsOf(count, kv_heads()) * group()},
         stream_));
     const kernels::KeyRanges ranges = room.Ranges();
     args.ranges = &ranges;

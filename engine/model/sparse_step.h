@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <span>
 
+#include "engine/model/head_order.h"
 #include "kernels/core/tensor_view.h"
 #include "kernels/ops/correct.h"
 #include "kernels/ops/select_keys.h"
@@ -22,10 +23,12 @@ inline int AuditGroup(int64_t layer, int64_t layers) {
   return static_cast<int>(layer * kAuditGroups / layers);
 }
 
-// Decode rows [first, first + rows) of a step. Lists are those of the layer that chose last: a
+// Decode rows [first, first + rows) of a step; those of a recorded one end with rows of padding,
+// which are dense, have no pages and no choice. Lists are those of the layer that chose last: a
 // layer that reuses a choice reads the one made before it.
 struct DecodeClass final {
   const kvcache::SparsePlan* plan = nullptr;  // of any of the rows: its dials are not read
+  const HeadLaunches* launches = nullptr;
   int64_t first = 0, rows = 0;
   int64_t audited = 0;                           // the first of them are also computed densely
   const kernels::SelectRow* select = nullptr;    // [rows]
@@ -34,40 +37,33 @@ struct DecodeClass final {
   // [slots, rows, kv_heads], with `shapes`: of heads that stream in every layer that reads a slot.
   const kernels::StaticShape* choosing = nullptr;
   const float* thresholds = nullptr;          // [layers, q_heads], or null
-  kernels::SelectStats* stats = nullptr;      // see StatsOf
+  kernels::SelectStats* stats = nullptr;      // see HeadLaunches
   kernels::AttentionAudit* audits = nullptr;  // [audited, kAuditGroups]
   kernels::SelectedLists lists;
   kernels::KeyChoices choices;  // of slot 0
   int64_t slot_masks = 0,
           slot_queries = 0;  // from one slot's choices to the next; 0: all share one
   TensorView dropped_lse;    // [rows, q_heads] f32, or empty
-  // Layers differ in the number of heads that select: a slot is a layer then.
-  bool split_heads = false;
 };
 
 // Prompt chunks [first, first + chunks) of a step.
 struct PrefillClass final {
   const kvcache::SparsePlan* plan = nullptr;
+  const HeadLaunches* launches = nullptr;
   int64_t first = 0;
-  bool sparse = false;       // else the prompts are too short, and only shapes count
-  bool split_heads = false;  // as of DecodeClass
+  bool sparse = false;  // else the prompts are too short, and only shapes count
   std::span<const kernels::RangeChunk> all, last;  // host memory: of `chunks` and `last_chunks`
   const kernels::StaticShape* shapes = nullptr;    // [layers, chunks, kv_heads], or null
   const kernels::PrefillHead* heads = nullptr;     // [layers, q_heads]
   kernels::RangeArrays ranges, last_ranges;
-  kernels::RangeStats* stats = nullptr;  // see StatsOf
+  // See HeadLaunches; of the query heads of its kv heads.
+  kernels::RangeStats* stats = nullptr;
   // Rows that are also computed densely, of all chunks in order: those of chunk c begin at
   // correct_firsts[c] (host memory).
   std::span<const int64_t> correct_firsts;
   const int32_t* correct_positions = nullptr;
   kernels::PageLists correct_lists;
 };
-
-// Stats lie apart by the number n of heads that a launch speaks of: [rows, n] for n = heads where
-// all layers are alike, else for n = 1, 2, .. heads. The index of the first of those for n.
-inline int64_t StatsOf(int64_t rows, int64_t n, bool split_heads) {
-  return split_heads ? rows * n * (n - 1) / 2 : 0;
-}
 
 struct SparseScratch final {
   int64_t correct_rows_max = 0;      // of correct_out

@@ -55,6 +55,9 @@ constexpr std::array kTable = {
               "Steps launched as one recorded CUDA graph."},
     MetricRow{I::kEagerSteps, kC, "lacuna_eager_steps_total", "",
               "Steps launched kernel by kernel."},
+    MetricRow{I::kEagerDecodeSteps, kC, "lacuna_eager_decode_steps_total", "",
+              "Of those, steps of nothing but decode rows on a device that records graphs: audited "
+              "rows, many sparse profiles at once, or the first step of its kind."},
     MetricRow{I::kPlanSeconds, kH, "lacuna_plan_seconds", "", "Time to plan one step."},
     MetricRow{I::kStepSeconds, kH, "lacuna_step_seconds", "", "Time of one whole step."},
     MetricRow{

@@ -38,6 +38,7 @@ enum class MetricId {
   kSteps,
   kGraphSteps,
   kEagerSteps,
+  kEagerDecodeSteps,
   kPlanSeconds,
   kStepSeconds,
   kGapSeconds,

@@ -15,6 +15,7 @@
 #include "engine/model/load_model.h"
 #include "kvcache/sparse/resolve.h"
 #include "tests/device/engine_backend.h"
+#include "tests/device/split_backend.h"
 #include "tests/kvcache/sparse_test_models.h"
 #include "tests/model/sparse_steps_fixture.h"
 
@@ -125,6 +126,9 @@ class Machine final {
     return (assembly_.storage->bytes() + metadata) / engine().page_counts()[0].total;
   }
   Engine& engine() { return *assembly_.engine; }
+  const kernels::SplitCounts& device_counts() {
+    return static_cast<const kernels::SplitBackend&>(*assembly_.backend).counts();
+  }
   const EngineStats& stats() { return engine().stats(); }
 
  private:
@@ -346,8 +350,66 @@ TEST_P(SparseMachineTest, SixtyFourStreamsOfTenProfilesAreEachAsAlone) {
   EXPECT_EQ(quiet.stats().batch_sequences_max, 1);
 }
 
+// Streams of three paths and dense ones: recorded steps of every make-up, padded or not, give what
+// op by op gives, and once all kinds are recorded nothing is.
+TEST_P(SparseMachineTest, RecordedStepsGiveWhatEagerOnesGive) {
+  if (GetParam() == "cpu") GTEST_SKIP() << "the CPU records no graphs";
+  const std::vector<PlanPtr> plans = {Tight("quest"), Tight("lserve"), Tight("tidaldecode")};
+  std::vector<Ask> asks;
+  for (uint32_t i = 0; i < 12; ++i) {
+    asks.push_back(
+        {.plan = i % 4 == 3 ? nullptr : plans[i % 4], .prompt = RandomPrompt(500 + 40 * i, i)});
+    asks.back().max_tokens = 12 + static_cast<int32_t>(3 * i);  // classes shrink one by one
+  }
+  AssemblyOptions options = Machine::Options(plans);
+  Machine recorded(options, GetParam());
+  const std::vector<Answer> answers = recorded.AskAll(asks);
+  const auto& stats = recorded.stats();
+  EXPECT_GT(stats.graph_steps, 10u);
+  EXPECT_GT(stats.eager_decode_steps, 0u);
+  EXPECT_LE(stats.eager_decode_steps, 16u);  // each kind once
+  const uint64_t eager = stats.eager_decode_steps, graphs = stats.graph_steps;
+  EXPECT_EQ(recorded.AskAll(asks), answers);
+  EXPECT_EQ(stats.eager_decode_steps, eager);
+  EXPECT_GT(stats.graph_steps, 2 * graphs);
+  options.engine.cuda_graphs = false;
+  Machine plain(options, GetParam());
+  EXPECT_EQ(plain.AskAll(asks), answers);
+  EXPECT_EQ(plain.stats().graph_steps, 0u);
+  EXPECT_EQ(plain.stats().eager_decode_steps, 0u);
+}
+
+// Plans of one profile whose dials change tables: more than there are places for.
+TEST_P(SparseMachineTest, StepsAllocateNothingWhateverPlansRequestsBring) {
+  if (GetParam() != "split") GTEST_SKIP() << "only the split device counts";
+  const kvcache::AttentionShape shape = kvcache::Recall12m();
+  kvcache::SparseProfile profile = ChangedProfile("lacuna-balanced", Dials::kTight);
+  const auto plan_of = [&](double p) {
+    profile.prefill_select.p = p;
+    auto resolved = kvcache::ResolvePlan(profile, shape, kvcache::MakeArtefacts(shape));
+    EXPECT_TRUE(resolved.errors.empty()) << resolved.errors.front();
+    return resolved.plan;
+  };
+  AssemblyOptions options = Machine::Options({plan_of(0.6)});
+  options.engine.running_max = 4;
+  Machine machine(options, "split");
+  const auto ask = [&](int i) {
+    Ask one{.plan = plan_of(0.3 + 0.01 * i), .prompt = RandomPrompt(1100, 3)};
+    one.max_tokens = 4;
+    return one;
+  };
+  const Answer first = machine.AskOne(ask(0));
+  const kernels::SplitCounts before = machine.device_counts();
+  for (int i = 1; i < 20; i += 2) {
+    const std::vector<Answer> two = machine.AskAll({ask(i), ask(i + 1)});
+    EXPECT_GT(two[0].usage.sparse.prefill_blocks_selected, 0);
+  }
+  EXPECT_EQ(machine.device_counts().allocations, before.allocations);
+  EXPECT_EQ(machine.AskOne(ask(0)), first);  // its tables had to be copied again
+}
+
 INSTANTIATE_TEST_SUITE_P(Backends, SparseMachineTest, testing::Values("cpu", "split", "cuda"),
-                         testing::PrintToStringParamName());
+                         [](const auto& test) { return test.param; });
 
 }  // namespace
 }  // namespace lacuna::engine
