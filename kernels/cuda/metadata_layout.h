@@ -8,11 +8,19 @@
 // multiples of 16 bytes are read without waste.
 #pragma once
 
+#ifdef __CUDACC__
 #include <cuda_bf16.h>
+#endif
 
 #include <cstdint>
 
 #include "kernels/ops/metadata.h"
+
+#ifdef __CUDACC__
+#define LACUNA_HOST_DEVICE __host__ __device__
+#else
+#define LACUNA_HOST_DEVICE
+#endif
 
 namespace lacuna::kernels::cuda {
 
@@ -37,11 +45,11 @@ struct MetadataLayout final {
     scales_at = (entries * vectors * row_bytes + 3) / 4 * 4;
   }
 
-  __host__ __device__ int32_t levels() const { return (1 << bits) - 1; }  // the largest code
-  __host__ __device__ int32_t VectorAt(int entry, int vector) const {
+  LACUNA_HOST_DEVICE int32_t levels() const { return (1 << bits) - 1; }  // the largest code
+  LACUNA_HOST_DEVICE int32_t VectorAt(int entry, int vector) const {
     return (entry * vectors + vector) * row_bytes;
   }
-  __host__ __device__ int32_t ScaleAt(int entry, int vector) const {
+  LACUNA_HOST_DEVICE int32_t ScaleAt(int entry, int vector) const {
     return scales_at + 4 * (entry * vectors + vector);
   }
 };

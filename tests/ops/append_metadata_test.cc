@@ -53,7 +53,6 @@ class AppendMetadataTest : public testing::TestWithParam<BackendCase> {
 
   // All entries of the first `tokens` tokens of a sequence.
   void ExpectEntries(SelectWorld& world, const AppendCase& one, int sequence, int tokens) {
-    const MetadataPool pool = world.metadata(one.spec);
     const int page_tokens = one.shape.page_tokens;
     const int sub = std::min(one.spec.sub_tokens, page_tokens);
     for (int kv = 0; kv < one.shape.kv_heads; ++kv) {
@@ -68,7 +67,7 @@ class AppendMetadataTest : public testing::TestWithParam<BackendCase> {
                                   ", entry from " + std::to_string(first);
         for (int vector = 0; vector < (one.spec.kind == MetadataKind::kMinMax ? 2 : 1); ++vector) {
           std::vector<double> want = Wanted(world, one, sequence, kv, first, end, vector);
-          ExpectVector(pool, page, kv, entry, vector, want, where);
+          ExpectVector(world, one.spec, page, kv, entry, vector, want, where);
           if (HasFatalFailure()) return;
         }
       }
@@ -101,18 +100,18 @@ class AppendMetadataTest : public testing::TestWithParam<BackendCase> {
     return want;
   }
 
-  void ExpectVector(const MetadataPool& pool, int page, int kv, int entry, int vector,
-                    const std::vector<double>& want, const std::string& where) {
+  void ExpectVector(const SelectWorld& world, const MetadataSpec& spec, int page, int kv, int entry,
+                    int vector, const std::vector<double>& want, const std::string& where) {
     const auto [low, high] = std::ranges::minmax(want);
-    const cpu::MetadataLayout layout(pool.spec, pool.head_dim, pool.page_tokens);
-    const bool bound = pool.spec.kind == MetadataKind::kMinMax;
+    constexpr int kLevels[] = {1, 255, 15, 3};
+    const bool bound = spec.kind == MetadataKind::kMinMax;
     for (size_t c = 0; c < want.size(); ++c) {
-      const double got = StoredValue(pool, page, kv, entry, vector, static_cast<int64_t>(c));
+      const double got = world.Stored(spec, page, kv, entry, vector, static_cast<int64_t>(c));
       // One bf16 unit; or one step of a scale and zero that are themselves rounded.
       const double unit = std::abs(want[c]) * 0x1p-7;
       const double step = ((high - low) * 1.01 + std::max(std::abs(low), std::abs(high)) * 0x1p-7) /
-                          std::max(layout.levels(), 1);
-      const double whole = layout.bits == 16 ? unit : step;
+                          kLevels[static_cast<int>(spec.precision)];
+      const double whole = spec.precision == MetadataPrecision::kBf16 ? unit : step;
       const double slack = 1e-6 * (1.0 + std::abs(want[c]));
       if (bound) {
         ASSERT_LE(vector == 0 ? got : want[c], (vector == 0 ? want[c] : got) + 1e-12) << where;
@@ -153,9 +152,8 @@ TEST_P(AppendMetadataTest, PromptsEqualSteps) {
       SelectWorld world(backend_, one.shape, GetParam().precision, {tokens}, 23);
       world.AddMetadata(one.spec);
       for (int t = step; t < tokens + step; t += step) world.AppendTo(0, std::min(t, tokens));
-      const MetadataPool pool = world.metadata(one.spec);
-      const auto* data = static_cast<const uint8_t*>(pool.data);
-      return std::vector<uint8_t>(data, data + pool.Bytes());
+      const TestMemory& memory = world.stored(one.spec);
+      return std::vector<uint8_t>(memory.read(), memory.read() + memory.size());
     };
     ASSERT_EQ(bytes(tokens), bytes(one.shape.page_tokens == 16 ? 7 : 1));
   }
@@ -166,27 +164,30 @@ TEST_P(AppendMetadataTest, SkippedRowsAndOtherPagesAreLeftAlone) {
   SelectWorld world(backend_, one.shape, GetParam().precision, {64, 64}, 29);
   world.AddMetadata(one.spec);
   world.AppendTo(0, 40);
-  const MetadataPool pool = world.metadata(one.spec);
-  const int64_t mine = world.page(0, 0), other = world.page(1, 0);
-  for (int kv = 0; kv < 2; ++kv) {
-    const auto* slab = reinterpret_cast<const uint8_t*>(pool.Slab(other, kv));
-    EXPECT_TRUE(std::all_of(slab, slab + pool.SlabBytes(), [](uint8_t b) { return b == 0xff; }));
-  }
-  std::vector<int32_t> slots = {-1, static_cast<int32_t>(mine * 64), -1};
-  const auto* slab = reinterpret_cast<const uint8_t*>(pool.Slab(mine, 0));
-  const std::vector<uint8_t> before(slab, slab + pool.SlabBytes());
-  Stream stream;
-  ASSERT_EQ(
-      AppendMetadata(*backend_,
-                     {TensorView(slots.data(), DType::kI32, {1}), {}, world.pool(), pool}, stream),
-      OkStatus());
-  EXPECT_EQ(std::vector<uint8_t>(slab, slab + pool.SlabBytes()), before);
-  slots[0] = static_cast<int32_t>(pool.pages * 64);
-  EXPECT_EQ(
-      AppendMetadata(*backend_,
-                     {TensorView(slots.data(), DType::kI32, {1}), {}, world.pool(), pool}, stream)
-          .code(),
-      StatusCode::kInvalidArgument);
+  const int64_t slab_bytes = world.metadata(one.spec).SlabBytes();
+  const auto slabs = [&](int sequence) {
+    const uint8_t* from =
+        world.stored(one.spec).read() + int64_t{world.page(sequence, 0)} * 2 * slab_bytes;
+    return std::vector<uint8_t>(from, from + 2 * slab_bytes);
+  };
+  EXPECT_TRUE(std::ranges::all_of(slabs(1), [](uint8_t byte) { return byte == 0xff; }));
+  const std::vector<uint8_t> before = slabs(0);
+  const auto append = [&](const std::vector<int32_t>& tokens) {
+    TestArray<int32_t> slots(*backend_, tokens);
+    Stream stream;
+    const TensorView view(slots.device(), DType::kI32, {static_cast<int64_t>(tokens.size())});
+    return AppendMetadata(*backend_, {view, {}, world.pool(), world.metadata(one.spec)}, stream);
+  };
+  const int32_t first = world.page(0, 0) * 64;
+  ASSERT_EQ(append({-1, -1}), OkStatus());
+  ASSERT_EQ(append({-1, first + 8, -1, first + 37, -1, first + 39, -1}), OkStatus());
+  EXPECT_EQ(slabs(0), before);
+  EXPECT_TRUE(std::ranges::all_of(slabs(1), [](uint8_t byte) { return byte == 0xff; }));
+  // A page outside the pool is refused, or skipped where slots are known to the device alone.
+  const Status outside = append({static_cast<int32_t>(world.pool().pages * 64)});
+  const bool on_host = backend_->device().kind() == DeviceKind::kCpu;
+  EXPECT_EQ(outside.code(), on_host ? StatusCode::kInvalidArgument : StatusCode::kOk);
+  EXPECT_EQ(slabs(0), before);
 }
 
 // Keys so far apart, or so equal, that scales run into their limits.
@@ -205,7 +206,8 @@ TEST_P(AppendMetadataTest, ExtremeKeys) {
         for (int c = 0; c < 16; ++c) k.set(t, c, size * static_cast<float>((t * 5 + c) % 7 - 3));
       }
       Stream stream;
-      const TensorView view(slots.data(), DType::kI32, {16}), rows = k.view3(1);
+      TestArray<int32_t> device_slots(*backend_, slots);
+      const TensorView view(device_slots.device(), DType::kI32, {16}), rows = k.view3(1);
       ASSERT_EQ(AppendKv(*backend_, {rows, rows, view, world.pool()}, stream), OkStatus());
       ASSERT_EQ(AppendMetadata(*backend_, {view, {}, world.pool(), world.metadata(spec)}, stream),
                 OkStatus());
@@ -215,15 +217,15 @@ TEST_P(AppendMetadataTest, ExtremeKeys) {
           low = std::min(low, double{k.at(t, c)});
           high = std::max(high, double{k.at(t, c)});
         }
-        const MetadataPool pool = world.metadata(spec);
-        EXPECT_LE(StoredValue(pool, world.page(0, 0), 0, 0, 0, c), low) << size;
-        EXPECT_GE(StoredValue(pool, world.page(0, 0), 0, 0, 1, c), high) << size;
+        EXPECT_LE(world.Stored(spec, world.page(0, 0), 0, 0, 0, c), low) << size;
+        EXPECT_GE(world.Stored(spec, world.page(0, 0), 0, 0, 1, c), high) << size;
       }
     }
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Every, AppendMetadataTest, testing::ValuesIn(CpuCases()), CaseName);
+INSTANTIATE_TEST_SUITE_P(Every, AppendMetadataTest,
+                         testing::ValuesIn(BackendAndEmulatedCases(true)), CaseName);
 
 }  // namespace
 }  // namespace lacuna::kernels

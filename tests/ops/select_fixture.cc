@@ -2,6 +2,9 @@
 
 #include <numeric>
 
+#include "kernels/cpu/metadata_layout.h"
+#include "kernels/cuda/metadata_layout.h"
+
 namespace lacuna::kernels {
 
 std::vector<BackendCase> CpuCases() {
@@ -12,23 +15,48 @@ std::vector<BackendCase> CpuCases() {
   return cases;
 }
 
-double StoredValue(const MetadataPool& pool, int64_t page, int64_t head, int64_t entry, int vector,
-                   int64_t channel) {
-  const cpu::MetadataLayout layout(pool.spec, pool.head_dim, pool.page_tokens);
-  const auto* slab = reinterpret_cast<const uint8_t*>(pool.Slab(page, head));
-  const auto bf16 = [&](int64_t at) {
-    BF16 value;
-    std::memcpy(&value, slab + at, sizeof(value));
-    return double{ToFloat(value)};
-  };
+namespace {
+
+double Bf16At(const uint8_t* at) {
+  BF16 value;
+  std::memcpy(&value, at, sizeof(value));
+  return double{ToFloat(value)};
+}
+
+double CpuValue(const cpu::MetadataLayout& layout, const uint8_t* slab, int64_t entry, int vector,
+                int64_t channel) {
   const int64_t row =
       layout.lanes ? layout.ChannelAt(channel, vector) : layout.VectorAt(entry, vector);
   const int64_t index = layout.lanes ? entry : channel;
-  if (layout.bits == 16) return bf16(row + 2 * index);
+  if (layout.bits == 16) return Bf16At(slab + row + 2 * index);
   const int64_t bytes = 16 * layout.bits / 8, in_group = index % 16;
   const int byte = slab[row + index / 16 * bytes + in_group % bytes];
   const int code = byte >> (in_group / bytes * layout.bits) & layout.levels();
-  return bf16(layout.ZeroAt(entry, vector)) + bf16(layout.ScaleAt(entry, vector)) * code;
+  return Bf16At(slab + layout.ZeroAt(entry, vector)) +
+         Bf16At(slab + layout.ScaleAt(entry, vector)) * code;
+}
+
+double CudaValue(const cuda::MetadataLayout& layout, const uint8_t* slab, int entry, int vector,
+                 int64_t channel) {
+  const uint8_t* row = slab + layout.VectorAt(entry, vector);
+  if (layout.bits == 16) return Bf16At(row + 2 * channel);
+  const int64_t bit = channel * layout.bits;
+  const int code = row[bit / 8] >> bit % 8 & layout.levels();
+  const uint8_t* scale = slab + layout.ScaleAt(entry, vector);
+  return Bf16At(scale + 2) + Bf16At(scale) * code;
+}
+
+}  // namespace
+
+double SelectWorld::Stored(const MetadataSpec& spec, int64_t page, int64_t head, int64_t entry,
+                           int vector, int64_t channel) const {
+  const int64_t bytes = MetadataPool::SlabBytes(spec, shape_.head_dim, shape_.page_tokens);
+  const uint8_t* slab = stored(spec).read() + (page * shape_.kv_heads + head) * bytes;
+  if (backend_->device().kind() == DeviceKind::kCpu) {
+    return CpuValue({spec, shape_.head_dim, shape_.page_tokens}, slab, entry, vector, channel);
+  }
+  return CudaValue({spec, shape_.head_dim, shape_.page_tokens}, slab, static_cast<int>(entry),
+                   vector, channel);
 }
 
 SelectWorld::SelectWorld(std::shared_ptr<Backend> backend, const SelectShape& shape, DType dtype,

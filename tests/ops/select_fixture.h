@@ -1,6 +1,6 @@
 // SelectWorld: sequences of keys in a paged pool that starts full of NaN, metadata beside them, and
-// what each decode row should read by the words of docs/profiles.md, in double precision. CPU
-// backends only: the reference reads the metadata as it was stored. Single thread.
+// what each decode row should read by the words of docs/profiles.md, in double precision. The
+// reference reads the metadata as the backend stored it. Single thread.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,6 @@
 #include <string>
 #include <vector>
 
-#include "kernels/cpu/metadata_layout.h"
 #include "kernels/ops/ops.h"
 #include "tests/ops/op_test.h"
 
@@ -25,10 +24,6 @@ struct SelectShape final {
   int head_dim = 32;
   int page_tokens = 64;
 };
-
-// One stored vector, as the CPU lays it out.
-double StoredValue(const MetadataPool& pool, int64_t page, int64_t head, int64_t entry, int vector,
-                   int64_t channel);
 
 // Keys of all sequences, [sequence][token][kv_head * head_dim], as the pool's type holds them.
 using KeyTable = std::vector<std::vector<std::vector<float>>>;
@@ -56,6 +51,12 @@ class SelectWorld final {
   }
   KvPool pool();
   MetadataPool metadata(const MetadataSpec& spec);
+  // One stored number, as the backend lays it out.
+  double Stored(const MetadataSpec& spec, int64_t page, int64_t head, int64_t entry, int vector,
+                int64_t channel) const;
+  const TestMemory& stored(const MetadataSpec& spec) const {
+    return stores_.at(KeyOf(spec))->memory;
+  }
   const std::vector<int16_t>& channels(const MetadataSpec& spec) {
     return stores_.at(KeyOf(spec))->lists;
   }
@@ -135,6 +136,8 @@ class SelectRun final {
   static constexpr float kScale = 0.25f;
 
  private:
+  struct CallMemory;
+
   std::vector<double> EntryScores(const RowCase& row, int64_t i, int q_row);
   std::vector<double> TokenScores(const RowCase& row, int64_t i, int q_row,
                                   const MetadataSpec& spec);

@@ -106,10 +106,10 @@ std::vector<double> SelectRun::TokenScores(const RowCase& row, int64_t i, int q_
   for (int t = 0; t < row.tokens; ++t) {
     double dot = 0;
     for (int c = 0; c < world_.shape().head_dim; ++c) {
-      const double key = spec.any() ? StoredValue(world_.metadata(spec),
-                                                  world_.page(row.sequence, t / page_tokens), kv,
-                                                  t % page_tokens, 0, c)
-                                    : world_.key(row.sequence, t, kv)[c];
+      const double key = spec.any()
+                             ? world_.Stored(spec, world_.page(row.sequence, t / page_tokens), kv,
+                                             t % page_tokens, 0, c)
+                             : world_.key(row.sequence, t, kv)[c];
       dot += q[static_cast<size_t>(c)] * key;
     }
     scores.push_back(kScale * dot);
@@ -123,7 +123,6 @@ std::vector<double> SelectRun::EntryScores(const RowCase& row, int64_t i, int q_
   if (!spec.any() || spec.kind == MetadataKind::kLowBit) {
     scores = TokenScores(row, i, q_row, spec);
   } else {
-    const MetadataPool pool = world_.metadata(spec);
     const std::vector<float> q = Query(i, q_row);
     const int kv = q_row / heads(), page_tokens = world_.shape().page_tokens;
     const int sub = std::min(spec.sub_tokens, page_tokens);
@@ -136,9 +135,9 @@ std::vector<double> SelectRun::EntryScores(const RowCase& row, int64_t i, int q_
       for (int c = 0; c < width; ++c) {
         const int channel = labels ? world_.channels(spec)[static_cast<size_t>(kv * width + c)] : c;
         const double query = q[static_cast<size_t>(channel)];
-        const double low = query * StoredValue(pool, page, kv, entry, 0, c);
+        const double low = query * world_.Stored(spec, page, kv, entry, 0, c);
         score += spec.kind == MetadataKind::kMinMax
-                     ? std::max(low, query * StoredValue(pool, page, kv, entry, 1, c))
+                     ? std::max(low, query * world_.Stored(spec, page, kv, entry, 1, c))
                      : low;
       }
       scores.push_back(kScale * score);
