@@ -1,0 +1,276 @@
+// The selectors of SelectRanges: which items (columns, distances, blocks of a row or of a map) are
+// kept. Device code, of a whole block of threads.
+//
+// Forced items come first in every order and count; of the others the larger score, then the
+// smaller id. A NaN ranks below everything. The search walks down the bits of the scores, so that
+// nothing is sorted and any number of items fits. Masses are added in fixed point, 2^-36: in any
+// order the same.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cuda/range_work.h"
+
+namespace lacuna::kernels::cuda {
+
+inline constexpr int64_t kNoLimit = int64_t{1} << 62;
+
+struct ChoiceRule final {
+  int64_t forced_head = 0;  // units [0, forced_head) and [forced_tail, ...) are forced
+  int64_t forced_tail = kNoLimit;
+  int64_t count_min = 0;
+  int64_t count_max = kNoLimit;  // of all items; forced ones stay
+  double mass_share = 0;         // of the scores' sum; from 1 on everything. Negative: counts only
+  // With it the item that reaches the mass is kept, else dropped; the best is always kept.
+  bool inclusive = true;
+  __device__ bool Forces(int64_t unit) const { return unit < forced_head || unit >= forced_tail; }
+};
+
+// Ascending: the larger score.
+__device__ __forceinline__ uint32_t RankOf(float score) {
+  const uint32_t bits = isnan(score) ? 0xff800000u : __float_as_uint(score + 0.0f);  // no -0
+  return (bits >> 31) != 0 ? bits : ~(bits | 0x80000000u);
+}
+
+__device__ __forceinline__ uint64_t MassOf(float score) {
+  const uint32_t bits = __float_as_uint(score);
+  const int shift = static_cast<int>(bits >> 23) - (127 + 23 - 36);
+  if (shift <= -24 || shift > 24) return 0;  // too small; negative, infinite or no number
+  const uint64_t mantissa = (bits & 0x7fffffu) | 0x800000u;
+  return shift >= 0 ? mantissa << shift : mantissa >> -shift;
+}
+
+// The items that are kept besides the forced ones: ranks below `rank` (both without their low
+// `shift` bits), and of equal ones the ids below `id_end`.
+struct ChoiceCut final {
+  uint32_t rank = 0;
+  int shift = 0;
+  int64_t id_end = 0;
+  __device__ bool Keeps(uint32_t rank_of_item, uint32_t id) const {
+    const uint32_t upper = rank_of_item >> shift;
+    return upper < rank || (upper == rank && id < id_end);
+  }
+  __device__ static ChoiceCut All() { return {0xffffffffu, 0, kNoLimit}; }
+};
+
+struct ChoiceShared final {
+  uint32_t counts[2][16];
+  uint64_t masses[2][32];
+  uint32_t warp_counts[2][32];
+};
+
+// What a search has found out: `want` of the `equal` keys whose upper bits are `prefix` belong to
+// the first ones, and all keys below.
+struct ChoiceBin final {
+  uint32_t prefix = 0;
+  int shift = 32;
+  int64_t want = 0, equal = 0;
+};
+
+template <int kThreads>
+class Chooser final {
+ public:
+  __device__ explicit Chooser(ChoiceShared& shared) : shared_(shared) {}
+
+  // The cut of `items`, by all threads. Items have count() and Get(i, &item); an item that does not
+  // exist gives false.
+  template <typename Items>
+  __device__ ChoiceCut Cut(const Items& items, const ChoiceRule& rule);
+
+ private:
+  struct Sums final {
+    int64_t count = 0;
+    uint64_t mass = 0;
+  };
+  static constexpr int kWarps = kThreads / 32;
+
+  // Over the block, for all threads.
+  __device__ Sums Add(uint32_t count, uint64_t mass);
+  // The bin that holds the want-th smallest key; 1 <= want <= keys. key(i, &key) is false where
+  // there is none.
+  template <typename Key>
+  __device__ ChoiceBin FindCount(int64_t count, int64_t want, Key&& key);
+  // The same for masses, of items of which some are kept and some not; `inside` are all others.
+  template <typename Items>
+  __device__ ChoiceBin FindMass(const Items& items, const ChoiceRule& rule, Sums before,
+                                Sums inside, uint64_t target);
+  // Counts keys whose bits above `shift` + 4 are `prefix` by the next four bits.
+  template <typename Key>
+  __device__ const uint32_t* CountDigits(int64_t count, uint32_t prefix, int shift, Key&& key);
+
+  ChoiceShared& shared_;
+  int turn_ = 0;  // of the buffers: a buffer is written again after a barrier behind its last use
+};
+
+// ---- inside ----
+
+template <int kThreads>
+__device__ typename Chooser<kThreads>::Sums Chooser<kThreads>::Add(uint32_t count, uint64_t mass) {
+  turn_ ^= 1;
+  count = __reduce_add_sync(~0u, count);
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2) mass += __shfl_xor_sync(~0u, mass, lanes);
+  if ((threadIdx.x & 31) == 0) {
+    shared_.warp_counts[turn_][threadIdx.x / 32] = count;
+    shared_.masses[turn_][threadIdx.x / 32] = mass;
+  }
+  __syncthreads();
+  Sums sums;
+  for (int warp = 0; warp < kWarps; ++warp) {
+    sums.count += shared_.warp_counts[turn_][warp];
+    sums.mass += shared_.masses[turn_][warp];
+  }
+  return sums;
+}
+
+template <int kThreads>
+template <typename Key>
+__device__ const uint32_t* Chooser<kThreads>::CountDigits(int64_t count, uint32_t prefix, int shift,
+                                                          Key&& key) {
+  turn_ ^= 1;
+  uint32_t* counts = shared_.counts[turn_];
+  if (threadIdx.x < 16) counts[threadIdx.x] = 0;
+  __syncthreads();
+  int64_t at = threadIdx.x;
+  for (int64_t done = 0; done < count; done += int64_t{255} * kThreads) {
+    uint64_t low = 0, high = 0;  // eight counts of eight bits each
+    for (int i = 0; i < 255 && at < count; ++i, at += kThreads) {
+      uint32_t value = 0;
+      if (!key(at, &value) || (shift < 28 && value >> (shift + 4) != prefix)) continue;
+      const uint32_t digit = (value >> shift) & 15;
+      const uint64_t one = uint64_t{1} << ((digit & 7) * 8);
+      low += digit < 8 ? one : 0;
+      high += digit < 8 ? 0 : one;
+    }
+#pragma unroll
+    for (int digit = 0; digit < 16; ++digit) {
+      const auto mine = static_cast<uint32_t>((digit < 8 ? low : high) >> ((digit & 7) * 8)) & 255;
+      const uint32_t sum = __reduce_add_sync(~0u, mine);
+      if ((threadIdx.x & 31) == 0 && sum > 0) atomicAdd(counts + digit, sum);
+    }
+  }
+  __syncthreads();
+  return counts;
+}
+
+template <int kThreads>
+template <typename Key>
+__device__ ChoiceBin Chooser<kThreads>::FindCount(int64_t count, int64_t want, Key&& key) {
+  ChoiceBin bin{0, 32, want, 0};
+  while (bin.shift > 0) {
+    bin.shift -= 4;
+    const uint32_t* counts = CountDigits(count, bin.prefix, bin.shift, key);
+    uint32_t digit = 0;
+    while (digit < 15 && bin.want > counts[digit]) bin.want -= counts[digit++];
+    bin.prefix = bin.prefix << 4 | digit;
+    bin.equal = counts[digit];
+    if (bin.want == bin.equal) break;
+  }
+  return bin;
+}
+
+// Whether the border lies within the first `count` items, of that mass: with `inclusive` the item
+// behind them is not kept, else the last of them is not.
+__device__ __forceinline__ bool Reaches(const ChoiceRule& rule, int64_t count, uint64_t mass,
+                                        uint64_t target) {
+  if (!rule.inclusive) --count;
+  const bool fits = rule.inclusive ? mass < target : mass <= target;
+  return count >= rule.count_max || !(fits || count < rule.count_min || count <= 0);
+}
+
+template <int kThreads>
+template <typename Items>
+__device__ ChoiceBin Chooser<kThreads>::FindMass(const Items& items, const ChoiceRule& rule,
+                                                 Sums before, Sums inside, uint64_t target) {
+  ChoiceBin bin;
+  do {
+    --bin.shift;
+    const uint32_t prefix = bin.prefix << 1;
+    uint32_t count = 0;
+    uint64_t mass = 0;
+    for (int64_t at = threadIdx.x; at < items.count(); at += kThreads) {
+      typename Items::Item item;
+      if (!items.Get(at, &item) || item.forced) continue;
+      if (RankOf(item.score) >> bin.shift != prefix) continue;
+      ++count;
+      mass += MassOf(item.score);
+    }
+    const Sums zero = Add(count, mass);  // of the keys whose next bit is 0
+    if (Reaches(rule, before.count + zero.count, before.mass + zero.mass, target)) {
+      bin.prefix = prefix;
+      inside = zero;
+    } else {
+      bin.prefix = prefix | 1;
+      before = {before.count + zero.count, before.mass + zero.mass};
+      inside = {inside.count - zero.count, inside.mass - zero.mass};
+    }
+  } while (bin.shift > 0 && inside.count > 1);
+  bin.equal = inside.count;
+  // All scores in the bin are the same. The first count that reaches:
+  const uint64_t each = inside.mass / static_cast<uint64_t>(inside.count);
+  int64_t low = 1, high = inside.count;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (Reaches(rule, before.count + middle, before.mass + static_cast<uint64_t>(middle) * each,
+                target)) {
+      high = middle;
+    } else {
+      low = middle + 1;
+    }
+  }
+  bin.want = rule.inclusive ? low : low - 1;
+  return bin;
+}
+
+template <int kThreads>
+template <typename Items>
+__device__ ChoiceCut Chooser<kThreads>::Cut(const Items& items, const ChoiceRule& rule) {
+  using Item = typename Items::Item;
+  const bool by_mass = rule.mass_share >= 0.0 && rule.mass_share < 1.0;
+  uint32_t forced_count = 0, count = 0;
+  uint64_t forced_mass = 0, mass = 0;
+  for (int64_t at = threadIdx.x; at < items.count(); at += kThreads) {
+    Item item;
+    if (!items.Get(at, &item)) continue;
+    (item.forced ? forced_count : count) += 1;
+    if (by_mass) (item.forced ? forced_mass : mass) += MassOf(item.score);
+  }
+  const Sums forced = Add(forced_count, forced_mass);
+  const Sums others = Add(count, mass);
+  ChoiceBin bin;
+  if (by_mass) {
+    const auto target =
+        static_cast<uint64_t>(static_cast<double>(forced.mass + others.mass) * rule.mass_share);
+    const bool full = rule.inclusive ? forced.mass >= target : forced.mass > target;
+    if (forced.count >= rule.count_max ||
+        (full && forced.count >= rule.count_min && forced.count > 0)) {
+      return {};
+    }
+    if (!Reaches(rule, forced.count + others.count, forced.mass + others.mass, target)) {
+      return ChoiceCut::All();
+    }
+    bin = FindMass(items, rule, forced, others, target);
+  } else {
+    const int64_t want = rule.count_max - forced.count;
+    if (want <= 0) return {};
+    if (want >= others.count) return ChoiceCut::All();
+    bin = FindCount(items.count(), want, [&](int64_t at, uint32_t* key) {
+      Item item;
+      if (!items.Get(at, &item) || item.forced) return false;
+      *key = RankOf(item.score);
+      return true;
+    });
+  }
+  ChoiceCut cut{bin.prefix, bin.shift, bin.want == bin.equal ? kNoLimit : 0};
+  if (bin.want == 0 || bin.want == bin.equal) return cut;
+  const ChoiceBin ids = FindCount(items.count(), bin.want, [&](int64_t at, uint32_t* key) {
+    Item item;
+    if (!items.Get(at, &item) || item.forced) return false;
+    *key = item.id;
+    return RankOf(item.score) >> bin.shift == bin.prefix;
+  });
+  cut.id_end = (static_cast<int64_t>(ids.prefix) + 1) << ids.shift;
+  return cut;
+}
+
+}  // namespace lacuna::kernels::cuda

@@ -1,0 +1,185 @@
+// Sums of tiles and tokens to scores of blocks for SelectRanges, and the comparison of a probe with
+// its pooled map.
+#include <cmath>
+#include <cstdint>
+
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/range_kernels.h"
+#include "kernels/cuda/range_softmax.cuh"
+#include "kernels/cuda/vectors.cuh"
+
+namespace lacuna::kernels::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;
+constexpr int kRowsMax = 128;  // stride rows of a block
+
+template <typename Value>
+__device__ Value WarpSum(Value value) {
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2) value += __shfl_xor_sync(~0u, value, lanes);
+  return value;
+}
+
+// Each tile has its own maximum: its sums count by 2^(maximum - that of the row) / the row's sum.
+__global__ void __launch_bounds__(kThreads) CombineKernel(const __grid_constant__ RangeWork work) {
+  __shared__ float tops[kRowsMax], shares[kRowsMax];
+  LetNextStart();
+  WaitForPrevious();
+  const int block = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
+  if (ModeOf(work, work.QHead(head)) != HeadMode::kPooled) return;
+  const RangeProduct& product = work.product;
+  const RangeSpan span = BlockRows(work, block);
+  const int first = span.first / product.stride;  // R
+  const int rows = (span.end - 1) / product.stride + 1 - first;
+  const int64_t row_at = int64_t{head} * product.rows + first - product.first_row;
+  const float2* tiles = work.tile_sums + row_at * product.key_tiles;
+  const float* sums = work.block_sums + row_at * work.sums_stride;
+  for (int row = static_cast<int>(threadIdx.x) / 32; row < rows; row += kWarps) {
+    const int lane = static_cast<int>(threadIdx.x) & 31;
+    const float2* of_row = tiles + int64_t{row} * product.key_tiles;
+    const int count = (first + row) / kRangeTileRows + 1;
+    float top = -INFINITY;
+    for (int tile = lane; tile < count; tile += 32) top = fmaxf(top, of_row[tile].x);
+#pragma unroll
+    for (int lanes = 16; lanes > 0; lanes /= 2) {
+      top = fmaxf(top, __shfl_xor_sync(~0u, top, lanes));
+    }
+    float total = 0.0f;
+    for (int tile = lane; tile < count; tile += 32) {
+      total = fmaf(exp2f(of_row[tile].x - top), of_row[tile].y, total);
+    }
+    total = WarpSum(total);
+    if (lane == 0) {
+      tops[row] = top;
+      shares[row] = 1.0f / total;
+    }
+  }
+  __syncthreads();
+  const int tile_shift = 7 - product.sum_shift;  // blocks of a tile
+  float* scores = work.scores + (int64_t{head} * work.blocks + block) * work.key_blocks;
+  for (int key = static_cast<int>(threadIdx.x); key <= work.first_block() + block;
+       key += kThreads) {
+    float score = 0.0f;
+    for (int row = 0; row < rows; ++row) {
+      const float top = tiles[int64_t{row} * product.key_tiles + (key >> tile_shift)].x;
+      const float weight = exp2f(top - tops[row]) * shares[row];
+      score = fmaf(weight, sums[int64_t{row} * work.sums_stride + key], score);
+    }
+    scores[key] = score;
+  }
+}
+
+// Sums of a cell's columns (z = 0) and distances (z = 1) over blocks; a warp for each block.
+__global__ void __launch_bounds__(kThreads) PoolKernel(const __grid_constant__ RangeWork work) {
+  LetNextStart();
+  WaitForPrevious();
+  const int list = static_cast<int>(blockIdx.y);  // head * cells + cell
+  if (ModeOf(work, work.QHead(list / work.cells)) != HeadMode::kProbe) return;
+  const int end = CellRows(work, list % work.cells).end;
+  const int block = static_cast<int>(blockIdx.x * kWarps + threadIdx.x / 32);
+  const int begin = block * work.path.block_tokens;
+  if (begin >= end) return;
+  const float* from =
+      (blockIdx.z == 0 ? work.column_sums : work.distance_sums) + int64_t{list} * work.keys_stride;
+  float sum = 0.0f;
+  for (int i = static_cast<int>(threadIdx.x) & 31; i < work.path.block_tokens; i += 32) {
+    if (begin + i < end) sum += from[begin + i];
+  }
+  sum = WarpSum(sum);
+  if ((threadIdx.x & 31) != 0) return;
+  const int64_t lists = int64_t{work.head_count()} * work.cells;
+  work.unit_sums[(blockIdx.z * lists + list) * work.key_blocks + block] = sum;
+}
+
+// Adds up the channels of the cell's probe rows, in order; returns their number.
+template <typename T>
+__device__ int MeanOfProbe(const RangeWork& work, int head, int cell, float* mean) {
+  const int cell_rows = work.product.runs * work.product.run_rows;
+  const int32_t* positions = work.visible + int64_t{cell} * cell_rows;
+  const T* q = static_cast<const T*>(work.q) + work.QHead(head) * work.q_head +
+               int64_t{work.chunk.first_row - work.chunk.first_position} * work.q_row;
+  int count = 0;
+  for (int row = 0; row < cell_rows; ++row) count += positions[row] >= 0;
+  const float share = 1.0f / static_cast<float>(count);
+  for (int channel = static_cast<int>(threadIdx.x); channel < work.head_dim; channel += kThreads) {
+    float sum = 0.0f;
+    for (int row = 0; row < cell_rows; ++row) {
+      if (positions[row] >= 0) sum += ToF32(q[positions[row] * work.q_row + channel]);
+    }
+    mean[channel] = sum * share;
+  }
+  return count;
+}
+
+// The square root of the Jensen-Shannon divergence between what a cell's probe reads of the blocks
+// and the pooled row of its mean (FlexPrefill, Lai et al. 2025), against js_threshold.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    CompareMapsKernel(const __grid_constant__ RangeWork work) {
+  __shared__ float mean[kThreads];
+  __shared__ double sums[kWarps];
+  LetNextStart();
+  WaitForPrevious();
+  const int cell = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
+  if (ModeOf(work, work.QHead(head)) != HeadMode::kProbe) return;
+  const int count = MeanOfProbe<T>(work, head, cell, mean);
+  __syncthreads();
+  const int blocks = (CellRows(work, cell).end - 1) / work.path.block_tokens + 1;
+  const int64_t list = int64_t{head} * work.cells + cell;
+  float* pooled = work.partials + list * work.strips * kRangePartials;  // no longer needed
+  const float* keys =
+      work.mean_keys + int64_t{head / work.members} * work.head_dim * work.key_blocks;
+  for (int block = static_cast<int>(threadIdx.x); block < blocks; block += kThreads) {
+    float sum = 0.0f;
+    for (int i = 0; i < work.head_dim; ++i) {
+      sum = fmaf(mean[i] * work.scale, keys[int64_t{i} * work.key_blocks + block], sum);
+    }
+    pooled[block] = sum;
+  }
+  __syncthreads();
+  if (threadIdx.x < 32) WarpSoftmax(pooled, blocks);
+  __syncthreads();
+  const float* probed = work.unit_sums + list * work.key_blocks;
+  double divergence = 0.0;
+  for (int block = static_cast<int>(threadIdx.x); block < blocks; block += kThreads) {
+    const double a = static_cast<double>(pooled[block]);
+    const double b = static_cast<double>(probed[block] / static_cast<float>(count));
+    const double middle = (a + b) / 2.0;
+    if (a > 0.0) divergence += a * log(a / middle) / 2.0;
+    if (b > 0.0) divergence += b * log(b / middle) / 2.0;
+  }
+  divergence = WarpSum(divergence);
+  if ((threadIdx.x & 31) == 0) sums[threadIdx.x / 32] = divergence;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  double total = 0.0;
+  for (int warp = 0; warp < kWarps; ++warp) total += sums[warp];
+  const auto distance = static_cast<float>(sqrt(fmax(total, 0.0)));
+  work.reads_map[int64_t{head} * work.chunk_cells + work.CellOffset() + cell] =
+      distance < work.dials.js_threshold ? 1 : 0;
+}
+
+}  // namespace
+
+Status CombineRangeScores(const RangeWork& work, cudaStream_t stream) {
+  return Launch(CombineKernel,
+                dim3(static_cast<unsigned>(work.blocks), static_cast<unsigned>(work.head_count())),
+                dim3(kThreads), 0, stream, work);
+}
+
+Status PoolRangeSums(const RangeWork& work, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>((work.key_blocks + kWarps - 1) / kWarps),
+                  static_cast<unsigned>(work.head_count() * work.cells), 2);
+  return Launch(PoolKernel, grid, dim3(kThreads), 0, stream, work);
+}
+
+Status CompareRangeMaps(const RangeWork& work, DType dtype, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(work.cells), static_cast<unsigned>(work.head_count()));
+  return WithType(dtype, [&](auto type) {
+    return Launch(CompareMapsKernel<decltype(type)>, grid, dim3(kThreads), 0, stream, work);
+  });
+}
+
+}  // namespace lacuna::kernels::cuda
