@@ -53,13 +53,14 @@ class CudaBackend final : public Backend {
   }
 
   Status ReserveWorkspace(const WorkspaceLimits& limits) override {
-    LACUNA_RETURN_IF_ERROR(
-        Reserve(std::max({PrefillWorkspaceBytes(traits(), limits.step_tokens, limits.sequences,
-                                                limits.q_heads, limits.context_tokens),
-                          SampleWorkspaceBytes(limits.logit_rows, limits.vocab),
-                          SelectKeysWorkspaceBytes(limits.rows, limits.q_heads,
-                                                   limits.context_tokens)}),
-                &workspace_));
+    LACUNA_RETURN_IF_ERROR(Reserve(
+        std::max({PrefillWorkspaceBytes(traits(), limits.step_tokens, limits.sequences,
+                                        limits.q_heads, limits.context_tokens),
+                  SampleWorkspaceBytes(limits.logit_rows, limits.vocab),
+                  SelectKeysWorkspaceBytes(limits.rows, limits.q_heads, limits.context_tokens),
+                  SelectRangesWorkspaceBytes(precision_, limits.step_tokens, limits.q_heads,
+                                             limits.head_dim, limits.context_tokens)}),
+        &workspace_));
     return Reserve(DecodeWorkspaceBytes(traits(), limits.rows, limits.q_heads, limits.head_dim),
                    &decode_workspace_);
   }
@@ -126,8 +127,9 @@ class CudaBackend final : public Backend {
     LACUNA_RETURN_IF_ERROR(device_->Enter());
     return cuda::SelectKeys(args, traits(), workspace(), device_->Native(stream));
   }
-  Status SelectRanges(const SelectRangesArgs&, Stream&) override {
-    return NoSparseOps("SelectRanges");
+  Status SelectRanges(const SelectRangesArgs& args, Stream& stream) override {
+    LACUNA_RETURN_IF_ERROR(device_->Enter());
+    return cuda::SelectRanges(args, traits(), workspace(), device_->Native(stream));
   }
   Status CorrectPrefill(const CorrectPrefillArgs& args, Stream& stream) override {
     LACUNA_RETURN_IF_ERROR(device_->Enter());
@@ -139,9 +141,6 @@ class CudaBackend final : public Backend {
   }
 
  private:
-  static Status NoSparseOps(const char* op) {
-    return InternalError(std::string(op) + ": the CUDA backend has no sparse attention yet");
-  }
   const DeviceTraits& traits() const { return device_->traits(); }
   Workspace workspace() const { return {workspace_.data(), workspace_.bytes()}; }
   Status Reserve(int64_t bytes, Buffer* buffer) {

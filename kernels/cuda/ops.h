@@ -16,6 +16,7 @@
 #include "kernels/ops/metadata.h"
 #include "kernels/ops/sample.h"
 #include "kernels/ops/select_keys.h"
+#include "kernels/ops/select_ranges.h"
 
 namespace lacuna::kernels::cuda {
 
@@ -80,6 +81,13 @@ Status AttendDecode(const AttendDecodeArgs& args, const DeviceTraits& traits, bo
 // correct.cu. `chunks` is host memory and is copied into kernel arguments.
 Status CorrectPrefill(const CorrectPrefillArgs& args, cudaStream_t stream);
 Status CompareAttention(const CompareAttentionArgs& args, cudaStream_t stream);
+
+// select_ranges.cc, range_*.cu. `chunks` is host memory and travels in kernel arguments; not for
+// capture. Scratch: enough for any kind of estimate, slice by slice, up to this context.
+int64_t SelectRangesWorkspaceBytes(DType dtype, int64_t step_tokens, int64_t q_heads,
+                                   int64_t head_dim, int64_t context_tokens);
+Status SelectRanges(const SelectRangesArgs& args, const DeviceTraits& traits,
+                    const Workspace& workspace, cudaStream_t stream);
 
 // sample.cu
 int64_t SampleWorkspaceBytes(int64_t rows_max, int64_t vocab_size);

@@ -5,6 +5,7 @@
 #include "kernels/cuda/cublaslt.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/matmul_kernels.h"
+#include "kernels/cuda/range_kernels.h"
 
 namespace lacuna::kernels {
 namespace cuda {
@@ -28,6 +29,11 @@ bool PrefillSm90Serves(const AttendPrefillArgs& /*args*/, const DeviceTraits& /*
 Status AttendPrefillSm90(const AttendPrefillArgs& /*args*/, const DeviceTraits& /*traits*/,
                          const Workspace& /*workspace*/, cudaStream_t /*stream*/) {
   return InternalError("AttendPrefillSm90: not for the generation that is emulated");
+}
+
+Status RangeScoresSm90(const RangeWork& /*work*/, DType /*dtype*/, bool /*blocks*/,
+                       int /*sm_count*/, cudaStream_t /*stream*/) {
+  return InternalError("RangeScoresSm90: not for the generation that is emulated");
 }
 
 }  // namespace cuda

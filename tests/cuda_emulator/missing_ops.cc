@@ -48,5 +48,10 @@ LACUNA_MISSING_OP(AppendMetadata, const AppendMetadataArgs&, cudaStream_t)
 LACUNA_MISSING int64_t SelectKeysWorkspaceBytes(int64_t, int64_t, int64_t) { return 0; }
 LACUNA_MISSING_OP(SelectKeys, const SelectKeysArgs&, const DeviceTraits&, const Workspace&,
                   cudaStream_t)
+LACUNA_MISSING int64_t SelectRangesWorkspaceBytes(DType, int64_t, int64_t, int64_t, int64_t) {
+  return 0;
+}
+LACUNA_MISSING_OP(SelectRanges, const SelectRangesArgs&, const DeviceTraits&, const Workspace&,
+                  cudaStream_t)
 
 }  // namespace lacuna::kernels::cuda

@@ -109,50 +109,62 @@ void RangeWorld::RunCall(const std::vector<Chunk>& chunks, RangeLists* lists) {
   }
   const int64_t stride = RangesMax(spec_.path, end);
   const auto entries = static_cast<size_t>(count * stride);
-  std::vector<int32_t> begin(entries, kUntouched), finish(entries, kUntouched);
-  std::vector<int64_t> begins(static_cast<size_t>(count)), ends(static_cast<size_t>(count));
+  TestArray<int32_t> begin(*backend_, std::vector<int32_t>(entries, kUntouched));
+  TestArray<int32_t> finish(*backend_, std::vector<int32_t>(entries, kUntouched));
+  TestArray<int64_t> begins(*backend_, std::vector<int64_t>(static_cast<size_t>(count)));
+  TestArray<int64_t> ends(*backend_, std::vector<int64_t>(static_cast<size_t>(count)));
   std::vector<StaticShape> shapes;
   for (size_t i = 0; i < parts.size(); ++i) {
     shapes.insert(shapes.end(), spec_.shapes.begin(), spec_.shapes.end());
   }
-  std::vector<RangeStats> stats(parts.size() * static_cast<size_t>(spec_.q_heads));
-  SelectRangesArgs args{
-      .q = q.view3(spec_.q_heads),
-      .pool = pool_,
-      .chunks = parts,
-      .lists = {pages.data(), logical.data(), page_offsets.data(), page_offsets.data() + 1,
-                static_cast<int64_t>(parts.size())},
-      .path = spec_.path,
-      .heads = spec_.heads.data(),
-      .shapes = shapes.empty() ? nullptr : shapes.data(),
-      .scale = static_cast<float>(scale()),
-      .out = {begin.data(), finish.data(), begins.data(), ends.data(), stride, list_offsets.data()},
-      .stats = stats.data()};
+  TestArray<int32_t> page_memory(*backend_, pages), logical_memory(*backend_, logical);
+  TestArray<int64_t> offset_memory(*backend_, page_offsets), list_memory(*backend_, list_offsets);
+  TestArray<PrefillHead> heads(*backend_, spec_.heads);
+  TestArray<StaticShape> shape_memory(*backend_, shapes);
+  TestArray<RangeStats> stats(
+      *backend_, std::vector<RangeStats>(parts.size() * static_cast<size_t>(spec_.q_heads)));
+  const int64_t* offsets = offset_memory.device();
+  const SelectRangesArgs args{.q = q.view3(spec_.q_heads),
+                              .pool = pool_,
+                              .chunks = parts,
+                              .lists = {page_memory.device(), logical_memory.device(), offsets,
+                                        offsets + 1, static_cast<int64_t>(parts.size())},
+                              .path = spec_.path,
+                              .heads = heads.device(),
+                              .shapes = shapes.empty() ? nullptr : shape_memory.device(),
+                              .scale = static_cast<float>(scale()),
+                              .out = {begin.device(), finish.device(), begins.device(),
+                                      ends.device(), stride, list_memory.device()},
+                              .stats = stats.device()};
   Stream stream;
   ASSERT_EQ(SelectRanges(*backend_, args, stream), OkStatus());
-  for (size_t i = 0; i < stats.size(); ++i) {
+  const std::vector<RangeStats> added = stats.Read();
+  for (size_t i = 0; i < added.size(); ++i) {
     RangeStats& sum = stats_[i % static_cast<size_t>(spec_.q_heads)];
-    sum.blocks_considered += stats[i].blocks_considered;
-    sum.blocks_selected += stats[i].blocks_selected;
+    sum.blocks_considered += added[i].blocks_considered;
+    sum.blocks_selected += added[i].blocks_selected;
   }
-  for (size_t c = 0; c < chunks.size(); ++c) Collect(chunks[c], c, args.out, lists);
+  const Written written{begin.Read(), finish.Read(), begins.Read(),
+                        ends.Read(),  list_offsets,  stride};
+  for (size_t c = 0; c < chunks.size(); ++c) Collect(chunks[c], c, written, lists);
 }
 
 // Lists of one chunk: well formed, and nothing written past their ends.
-void RangeWorld::Collect(const Chunk& chunk, size_t index, const RangeArrays& out,
+void RangeWorld::Collect(const Chunk& chunk, size_t index, const Written& out,
                          RangeLists* lists) const {
   const auto [first, last] = chunk;
   const int tiles = static_cast<int>(CeilDiv(last - first, 64));
   for (int item = 0; item < spec_.q_heads * tiles; ++item) {
     const int64_t list = out.chunk_offsets[index] + item;
-    ASSERT_EQ(out.begins[list], list * out.stride);
-    ASSERT_LE(out.ends[list], (list + 1) * out.stride);
+    const int64_t ends = out.ends[static_cast<size_t>(list)];
+    ASSERT_EQ(out.begins[static_cast<size_t>(list)], list * out.stride);
+    ASSERT_LE(ends, (list + 1) * out.stride);
     const int tile_end = std::min(first + 64 * (item % tiles + 1), last);
     std::vector<KeyRange>& ranges = (*lists)[{item / tiles, first / 64 + item % tiles}];
     int before = -1;
-    for (int64_t i = out.begins[list]; i < (list + 1) * out.stride; ++i) {
-      const KeyRange range{out.begin[i], out.end[i]};
-      if (i >= out.ends[list]) {
+    for (int64_t i = list * out.stride; i < (list + 1) * out.stride; ++i) {
+      const KeyRange range{out.begin[static_cast<size_t>(i)], out.end[static_cast<size_t>(i)]};
+      if (i >= ends) {
         ASSERT_EQ(range, (KeyRange{kUntouched, kUntouched}));
         continue;
       }

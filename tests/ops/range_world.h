@@ -61,7 +61,13 @@ class RangeWorld final {
   void Append();
   using Chunk = std::pair<int, int>;  // positions
   void RunCall(const std::vector<Chunk>& chunks, RangeLists* lists);
-  void Collect(const Chunk& chunk, size_t index, const RangeArrays& out, RangeLists* lists) const;
+  // RangeArrays, on the host.
+  struct Written final {
+    std::vector<int32_t> begin, end;
+    std::vector<int64_t> begins, ends, chunk_offsets;
+    int64_t stride;
+  };
+  void Collect(const Chunk& chunk, size_t index, const Written& out, RangeLists* lists) const;
 
   struct Kept final {
     std::vector<bool> units;

@@ -137,6 +137,8 @@ std::vector<NamedSpec> Cases() {
 
 class SelectRangesTest : public testing::TestWithParam<BackendCase> {
  protected:
+  void SetUp() override { SkipsOrFails(MakeTestBackend(GetParam())); }
+
   RangeWorld Make(const RangeSpec& spec, float spread = 1.0f, uint32_t seed = 1, int threads = 2) {
     auto backend = MakeTestBackend(GetParam(), threads);
     EXPECT_TRUE(backend.ok()) << backend.status().ToString();
@@ -144,14 +146,8 @@ class SelectRangesTest : public testing::TestWithParam<BackendCase> {
   }
 };
 
-std::vector<BackendCase> CpuCases() {
-  std::vector<BackendCase> cases;
-  for (const BackendCase& which : BackendCases()) {
-    if (!which.cuda()) cases.push_back(which);
-  }
-  return cases;
-}
-INSTANTIATE_TEST_SUITE_P(Cpu, SelectRangesTest, testing::ValuesIn(CpuCases()), CaseName);
+INSTANTIATE_TEST_SUITE_P(Every, SelectRangesTest, testing::ValuesIn(BackendCases()), CaseName);
+INSTANTIATE_TEST_SUITE_P(Emulated, SelectRangesTest, testing::ValuesIn(EmulatedCases()), CaseName);
 
 std::vector<bool> Groups(const std::vector<KeyRange>& ranges, size_t count) {
   std::vector<bool> groups(count);
