@@ -71,7 +71,6 @@ struct SelectKeysCall final {
   float2* chunk_sums =
       nullptr;  // [group_rows, query_rows, chunks_max] maximum, sum of exponentials
   int32_t chunks_max = 0;
-  float* lse = nullptr;       // [group_rows, query_rows], normalises
   int32_t* turned = nullptr;  // [group_rows], RefreshKind::kCosine: 1: the row chooses anew
 };
 static_assert(std::is_trivially_copyable_v<SelectKeysCall> && sizeof(SelectKeysCall) <= 2048);
@@ -80,7 +79,8 @@ static_assert(std::is_trivially_copyable_v<SelectKeysCall> && sizeof(SelectKeysC
 // dropped_lse. `rest` holds ChooseRowBytes(call) * call.group_rows bytes, 256-byte aligned.
 // ChooseRowBytes is at most kChooseBytesPerToken bytes for each query head and token of pages_max,
 // plus kChooseBytesPerRow, and a multiple of 256; it does not depend on the group.
-inline constexpr int64_t kChooseBytesPerToken = 4;
+inline constexpr int kSelectRowsMax = 256;  // of one group
+inline constexpr int64_t kChooseBytesPerToken = 9;
 inline constexpr int64_t kChooseBytesPerRow = 64 << 10;
 int64_t ChooseRowBytes(const SelectKeysCall& call);
 Status ChooseKeys(const SelectKeysCall& call, const DeviceTraits& traits, const Workspace& rest,
