@@ -1,0 +1,106 @@
+// What the threads of a choosing block do together: sums, greatest values and prefix sums, one
+// barrier each. Device code; every thread of the block calls, with full warps.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace lacuna::kernels::cuda {
+
+inline constexpr int kChooseThreads = 1024;
+inline constexpr int kChooseWarps = kChooseThreads / 32;
+inline constexpr unsigned kAllLanes = ~0u;
+
+__device__ inline int LaneId() { return static_cast<int>(threadIdx.x) % 32; }
+__device__ inline int WarpId() { return static_cast<int>(threadIdx.x) / 32; }
+
+__device__ inline uint64_t WarpTotal(uint64_t value) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(kAllLanes, value, step);
+  return value;
+}
+// The sum of this lane's value and those of the lanes before it.
+template <typename T>
+__device__ inline T WarpInclusive(T value) {
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const T other = __shfl_up_sync(kAllLanes, value, step);
+    if (LaneId() >= step) value += other;
+  }
+  return value;
+}
+
+// The block as one calculator. Calls take two sets of slots in turn, so that a barrier lies between
+// the last read of a slot and its next write.
+class ChooseBlock final {
+ public:
+  static constexpr int kValuesMax = 4;
+  struct Shared final {
+    uint64_t slots[2][kValuesMax][kChooseWarps];
+  };
+
+  __device__ explicit ChooseBlock(Shared& shared) : shared_(shared) {}
+
+  // Each value becomes its sum over the block.
+  template <int kCount>
+  __device__ void Sum(uint64_t (&values)[kCount]) {
+    auto& slots = Turn<kCount>();
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const uint64_t sum = WarpTotal(values[i]);
+      if (LaneId() == 0) slots[i][WarpId()] = sum;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) values[i] = WarpTotal(slots[i][LaneId()]);
+  }
+
+  // Each value becomes its greatest in the block.
+  template <int kCount>
+  __device__ void Max(uint32_t (&values)[kCount]) {
+    auto& slots = Turn<kCount>();
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const uint32_t max = __reduce_max_sync(kAllLanes, values[i]);
+      if (LaneId() == 0) slots[i][WarpId()] = max;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      values[i] = __reduce_max_sync(kAllLanes, static_cast<uint32_t>(slots[i][LaneId()]));
+    }
+  }
+
+  // Of a value that each warp's last lane gives: the sum of the warps before this one, and of all.
+  template <typename T>
+  struct Prefix final {
+    T before, total;
+  };
+  template <typename T>
+  __device__ Prefix<T> PrefixOfWarps(T value) {
+    auto& slots = Turn<1>();
+    if (LaneId() == 31) slots[0][WarpId()] = value;
+    __syncthreads();
+    const T one = static_cast<T>(slots[0][LaneId()]);
+    const T before = LaneId() < WarpId() ? one : T{0};
+    if constexpr (sizeof(T) == sizeof(uint32_t)) {
+      return {__reduce_add_sync(kAllLanes, before), __reduce_add_sync(kAllLanes, one)};
+    } else {
+      return {WarpTotal(before), WarpTotal(one)};
+    }
+  }
+
+ private:
+  template <int kCount>
+  __device__ auto& Turn() {
+    static_assert(kCount <= kValuesMax);
+    turn_ ^= 1;
+    return shared_.slots[turn_];
+  }
+
+  Shared& shared_;
+  int turn_ = 0;
+};
+
+}  // namespace lacuna::kernels::cuda

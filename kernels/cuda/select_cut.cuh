@@ -1,0 +1,320 @@
+// Where a ranking of units is cut, by one thread block: best score first, equal scores by the older
+// unit (smaller id), NaN last. Device code.
+//
+// A histogram over the range of the keys finds the bin of the cut; further ones divide that bin,
+// units of equal keys by their ids, until it is taken whole or short enough to compare all its
+// units with each other. Masses are integers (2^-42), so that sums depend on no order: a walk ends
+// where one in double precision does, within a rounding of single scores to 2^-43.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cuda/select_choice_block.cuh"
+
+namespace lacuna::kernels::cuda {
+
+// Orders as the scores do; 0 and -0 are equal, NaN is below everything.
+__device__ inline uint32_t OrderKey(float score) {
+  const uint32_t bits = __float_as_uint(score + 0.0f);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return 0;
+  return bits ^ (bits >> 31 != 0 ? 0xffffffffu : 0x80000000u);
+}
+__device__ inline float ScoreOfKey(uint32_t key) {
+  return __uint_as_float(key ^ (key >> 31 != 0 ? 0x80000000u : 0xffffffffu));
+}
+// Ranks units: a larger one is better.
+__device__ inline uint64_t RankOf(uint32_t key, int unit) {
+  return static_cast<uint64_t>(key) << 32 | static_cast<uint32_t>(~unit);
+}
+inline constexpr uint64_t kCutNone = ~uint64_t{0};  // above every rank
+
+// Masses are at most 1024 heads' probabilities; negative scores hold none.
+__device__ inline uint64_t MassOf(float score) {
+  return __float2ull_rn(fmaxf(score, 0.0f) * 4398046511104.0f);
+}
+
+// The keys of ids [0, count), in shared memory as far as they fit.
+class KeyRow final {
+ public:
+  enum class Source {
+    kScores,  // floats
+    kTurns,   // u32, the least is best
+    kKeys,    // u32
+  };
+
+  __device__ KeyRow(Source source, const void* data, uint32_t* cache, int cached)
+      : source_(source), data_(data), cache_(cache), cached_(cached) {}
+
+  __device__ uint32_t Fetch(int id) const {
+    if (source_ == Source::kScores) return OrderKey(static_cast<const float*>(data_)[id]);
+    const uint32_t value = static_cast<const uint32_t*>(data_)[id];
+    return source_ == Source::kTurns ? ~value : value;
+  }
+  __device__ uint32_t Key(int id) const { return id < cached_ ? cache_[id] : Fetch(id); }
+
+  // Calls f(key, id) for all ids of [first, end), full warps at a time; on its way key 0 stands for
+  // ids out of range, of which f is told by `valid`: f(key, id, valid).
+  template <typename F>
+  __device__ void ForEach(int first, int end, F&& f) const {
+    Walk(
+        first, end, [&](int id) { return Key(id); }, f);
+  }
+  // The same, and fills the shared memory.
+  template <typename F>
+  __device__ void Load(int end, F&& f) const {
+    const auto fetch = [&](int id) {
+      const uint32_t key = Fetch(id);
+      if (id < cached_) cache_[id] = key;
+      return key;
+    };
+    Walk(0, end, fetch, f);
+  }
+
+ private:
+  static constexpr int kTogether = 4;  // loads of a thread in flight
+
+  template <typename Get, typename F>
+  __device__ void Walk(int first, int end, Get&& get, F&& f) const {
+    constexpr int kStep = 32 * kTogether;
+    for (int base = first / 32 * 32 + WarpId() * kStep; base < end; base += kStep * kChooseWarps) {
+      uint32_t keys[kTogether];
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) {
+        const int id = base + i * 32 + LaneId();
+        keys[i] = id >= first && id < end ? get(id) : 0;
+      }
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) {
+        const int id = base + i * 32 + LaneId();
+        f(keys[i], id, id >= first && id < end);
+      }
+    }
+  }
+
+  Source source_;
+  const void* data_;
+  uint32_t* cache_;
+  int cached_;
+};
+
+// Ids that compete, and the extremes of their keys.
+struct CutDomain final {
+  int first = 0, end = 0;
+  uint32_t key_min = 0, key_max = 0;
+
+  __device__ int count() const { return end - first; }
+};
+
+// The unit at which a walk from the best on reaches what it wants; `before`: units that are better.
+struct CutReach final {
+  uint64_t rank;
+  uint32_t before;
+};
+
+class Cutter final {
+ public:
+  static constexpr int kBinBits = 11;
+  static constexpr int kBins = 1 << kBinBits;
+  static constexpr int kListMax = 256;
+  static_assert(kBins == 2 * kChooseThreads && 4 * kListMax == kChooseThreads);
+
+  struct Shared final {
+    uint32_t counts[kBins];
+    uint32_t mass_low[kBins];  // masses in two halves
+    uint32_t mass_high[kBins];
+    uint64_t ranks[kListMax];
+    uint64_t masses[kListMax];
+    uint64_t pick_mass_before;
+    uint32_t pick_before, pick_count;
+    int pick_bin;
+    int listed;
+    CutReach found;
+  };
+
+  // Clears the histograms; the caller's next barrier makes that known.
+  __device__ Cutter(Shared& shared, ChooseBlock& block) : s_(shared), block_(block) {
+    for (int bin = static_cast<int>(threadIdx.x); bin < kBins; bin += kChooseThreads) {
+      ClearBin<true>(bin);
+    }
+    if (threadIdx.x == 0) s_.listed = 0;
+  }
+
+  // The cut below the `count` best: what ranks at or above it is taken.
+  __device__ uint64_t CutOfCount(const KeyRow& row, const CutDomain& domain, int count) {
+    if (count <= 0) return kCutNone;
+    if (count >= domain.count()) return 0;
+    return Find<false>(row, domain, static_cast<uint32_t>(count), 0).rank;
+  }
+  // Where the mass reaches `wanted`: more than 0, and no more than all of it.
+  __device__ CutReach ReachMass(const KeyRow& row, const CutDomain& domain, uint64_t wanted) {
+    return Find<true>(row, domain, 0, wanted);
+  }
+
+ private:
+  // Distances from the best possible, of keys, then of the ids of equal keys.
+  struct Range final {
+    bool ties;
+    uint32_t tied_key;
+    uint32_t best, span;
+
+    __device__ bool Has(uint32_t key, int id, uint32_t& distance) const {
+      distance = ties ? static_cast<uint32_t>(id) - best : best - key;
+      return distance <= span && (!ties || key == tied_key);
+    }
+    __device__ int Shift() const { return max(0, 32 - __clz(static_cast<int>(span)) - kBinBits); }
+    __device__ void Narrow(int bin, int shift) {
+      const uint32_t step = static_cast<uint32_t>(bin) << shift;
+      best = ties ? best + step : best - step;
+      span = min(span - step, (1u << shift) - 1);
+    }
+    // No rank of the range is below it, none of a worse range at or above.
+    __device__ uint64_t Lowest() const {
+      return ties ? RankOf(tied_key, static_cast<int>(best + span))
+                  : static_cast<uint64_t>(best - span) << 32;
+    }
+  };
+
+  template <bool kMass>
+  __device__ void ClearBin(int bin) {
+    s_.counts[bin] = 0;
+    if constexpr (kMass) {
+      s_.mass_low[bin] = 0;
+      s_.mass_high[bin] = 0;
+    }
+  }
+
+  template <bool kMass>
+  __device__ CutReach Find(const KeyRow& row, const CutDomain& domain, uint32_t count,
+                           uint64_t wanted) {
+    const auto tie = [&](uint32_t key) {
+      return Range{true, key, static_cast<uint32_t>(domain.first),
+                   static_cast<uint32_t>(domain.count() - 1)};
+    };
+    Range range{false, 0, domain.key_max, domain.key_max - domain.key_min};
+    if (range.span == 0) range = tie(range.best);
+    uint32_t before = 0;
+    uint64_t mass_before = 0;
+    for (;;) {
+      const int shift = range.Shift();
+      row.ForEach(domain.first, domain.end, [&](uint32_t key, int id, bool valid) {
+        uint32_t distance;
+        if (range.Has(key, id, distance) && valid) Add<kMass>(distance >> shift, key);
+      });
+      __syncthreads();
+      FindBin<kMass>(count - before, wanted - mass_before);
+      const uint32_t inside = s_.pick_count;
+      if (inside == 0) return {0, before};  // masses beyond all bounds: never reached
+      before += s_.pick_before;
+      mass_before += s_.pick_mass_before;
+      range.Narrow(s_.pick_bin, shift);
+      if (!kMass && inside == count - before) return {range.Lowest(), before};
+      if (inside <= kListMax) break;
+      if (!range.ties && range.span == 0) range = tie(range.best);
+    }
+    Collect<kMass>(row, domain, range);
+    return FindInList<kMass>(before, count, mass_before, wanted);
+  }
+
+  template <bool kMass>
+  __device__ void Add(uint32_t bin, uint32_t key) {
+    atomicAdd(&s_.counts[bin], 1u);
+    if constexpr (kMass) {
+      const uint64_t mass = MassOf(ScoreOfKey(key));
+      const auto low = static_cast<uint32_t>(mass);
+      auto high = static_cast<uint32_t>(mass >> 32);
+      if (low != 0 && atomicAdd(&s_.mass_low[bin], low) + low < low) ++high;
+      if (high != 0) atomicAdd(&s_.mass_high[bin], high);
+    }
+  }
+
+  // To s_.pick the bin in which `count` units (kMass: the mass `wanted`) are reached; clears all.
+  template <bool kMass>
+  __device__ void FindBin(uint32_t count, uint64_t wanted) {
+    const int first = static_cast<int>(threadIdx.x) * 2;
+    if (threadIdx.x == 0) {
+      s_.pick_count = 0;
+      s_.listed = 0;
+    }
+    uint32_t counts[2];
+    uint64_t masses[2] = {0, 0};
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      counts[i] = s_.counts[first + i];
+      if constexpr (kMass) {
+        masses[i] = (static_cast<uint64_t>(s_.mass_high[first + i]) << 32) + s_.mass_low[first + i];
+      }
+      ClearBin<kMass>(first + i);
+    }
+    const uint32_t inclusive = WarpInclusive(counts[0] + counts[1]);
+    uint32_t before = block_.PrefixOfWarps(inclusive).before + inclusive - counts[0] - counts[1];
+    uint64_t mass_before = 0;
+    if constexpr (kMass) {
+      const uint64_t mass_inclusive = WarpInclusive(masses[0] + masses[1]);
+      mass_before =
+          block_.PrefixOfWarps(mass_inclusive).before + mass_inclusive - masses[0] - masses[1];
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const bool here = kMass ? mass_before < wanted && wanted <= mass_before + masses[i]
+                              : before < count && count <= before + counts[i];
+      if (here) {
+        s_.pick_mass_before = mass_before;
+        s_.pick_before = before;
+        s_.pick_count = counts[i];
+        s_.pick_bin = first + i;
+      }
+      before += counts[i];
+      mass_before += masses[i];
+    }
+    __syncthreads();
+  }
+
+  template <bool kMass>
+  __device__ void Collect(const KeyRow& row, const CutDomain& domain, const Range& range) {
+    row.ForEach(domain.first, domain.end, [&](uint32_t key, int id, bool valid) {
+      uint32_t distance;
+      if (!range.Has(key, id, distance) || !valid) return;
+      const int at = atomicAdd(&s_.listed, 1);
+      s_.ranks[at] = RankOf(key, id);
+      if constexpr (kMass) s_.masses[at] = MassOf(ScoreOfKey(key));
+    });
+    __syncthreads();
+  }
+
+  // Compares each unit of the list with all of them, by four threads.
+  template <bool kMass>
+  __device__ CutReach FindInList(uint32_t before, uint32_t count, uint64_t mass_before,
+                                 uint64_t wanted) {
+    constexpr int kHelpers = 4;
+    const int listed = s_.listed;
+    const int mine = static_cast<int>(threadIdx.x) / kHelpers;
+    const int helper = static_cast<int>(threadIdx.x) % kHelpers;
+    const uint64_t rank = mine < listed ? s_.ranks[mine] : 0;
+    uint32_t better = 0;
+    uint64_t mass = 0;
+    for (int i = mine < listed ? helper : listed; i < listed; i += kHelpers) {
+      if (s_.ranks[i] <= rank) continue;
+      ++better;
+      if constexpr (kMass) mass += s_.masses[i];
+    }
+#pragma unroll
+    for (int step = 1; step < kHelpers; step *= 2) {
+      better += __shfl_xor_sync(kAllLanes, better, step);
+      if constexpr (kMass) mass += __shfl_xor_sync(kAllLanes, mass, step);
+    }
+    better += before;
+    mass += mass_before;
+    if (mine < listed && helper == 0) {
+      const bool here =
+          kMass ? mass < wanted && wanted <= mass + s_.masses[mine] : better + 1 == count;
+      if (here) s_.found = {rank, better};
+    }
+    __syncthreads();
+    return s_.found;
+  }
+
+  Shared& s_;
+  ChooseBlock& block_;
+};
+
+}  // namespace lacuna::kernels::cuda
