@@ -58,7 +58,12 @@ cudaError_t CheckLaunch(const cudaLaunchConfig_t& config, const void* kernel) {
     return cudaErrorInvalidConfiguration;
   }
   for (unsigned i = 0; i < config.numAttrs; ++i) {
-    if (config.attrs[i].id == cudaLaunchAttributeClusterDimension) return cudaErrorNotSupported;
+    const cudaLaunchAttribute& attribute = config.attrs[i];
+    const auto& cluster = attribute.val.clusterDim;
+    if (attribute.id == cudaLaunchAttributeClusterDimension &&
+        (cluster.x != 1 || cluster.y != 1 || cluster.z != 1)) {
+      return cudaErrorNotSupported;
+    }
   }
   return cudaSuccess;
 }

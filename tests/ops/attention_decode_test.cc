@@ -149,6 +149,8 @@ TEST_P(AttentionDecode, SoftcapAndSinkLogits) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Every, AttentionDecode, ::testing::ValuesIn(BackendCases(true)), CaseName);
+INSTANTIATE_TEST_SUITE_P(Emulated, AttentionDecode, ::testing::ValuesIn(EmulatedCases(true)),
+                         CaseName);
 
 }  // namespace
 }  // namespace lacuna::kernels

@@ -80,6 +80,14 @@ inline void AsyncCopyArrive(uint32_t barrier) {
   BarrierArrive(barrier);
 }
 
+// ---- clusters: every block is one ----
+
+inline uint32_t ClusterRank() { return 0; }
+inline uint32_t ClusterSize() { return 1; }
+inline void ClusterArrive() {}
+inline void ClusterWait() { __syncthreads(); }
+inline uint64_t ClusterMap(uint64_t address, uint32_t /*rank*/) { return address; }
+
 // ---- named barriers and registers ----
 
 inline void NamedBarrierSync(int id, int threads) {
