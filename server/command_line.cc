@@ -122,6 +122,20 @@ void AddBench(CLI::App& app, int& exit_code) {
   command->add_option("--step-tokens", offline->step_tokens, "Tokens of one prefill step")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
+  command->add_option("--sparse-profile", offline->sparse_profile,
+                      "Sparse attention by this profile (see `lacuna profiles`)");
+  command->add_option("--set", offline->dials, "A dial of the profile, as dial=number; may repeat")
+      ->allow_extra_args(false);
+  command->add_option("--artefacts", offline->artefacts,
+                      "What `lacuna calibrate` measured; for random weights it is made up");
+  command->add_flag("--compare-dense", offline->compare_dense,
+                    "Dense attention in the same run, beside the profile");
+  command->add_flag("--drop-streaming", offline->drop_streaming,
+                    "Streaming heads keep only what they see");
+  command
+      ->add_option("--dense-tflops", offline->dense_tflops,
+                   "TFLOP/s of dense attention, to compute the time that it would take")
+      ->check(CLI::Range(0.0, 1e6));
   command->add_option("--json", offline->json, "File to write the result to");
   AddDeviceFlags(command, offline->device);
   OnParsed(command, offline, exit_code, RunBenchOffline);

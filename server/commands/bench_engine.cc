@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/assemble.h"
+#include "server/commands/bench_sparse.h"
 
 namespace lacuna::server {
 namespace {
@@ -29,16 +30,26 @@ class EngineBench final {
 
   Status Run() {
     LACUNA_RETURN_IF_ERROR(Load());
-    LACUNA_RETURN_IF_ERROR(Submit(/*seed=*/1, std::min<int64_t>(options_.depth, 64), 4));  // warm
-    LACUNA_RETURN_IF_ERROR(Listen());
-    LACUNA_RETURN_IF_ERROR(Submit(/*seed=*/2, options_.depth, options_.generate));
-    LACUNA_RETURN_IF_ERROR(Listen());
-    Print();
+    for (const bool sparse : {false, true}) {
+      if (sparse ? plan_ == nullptr : plan_ != nullptr && !options_.compare_dense) continue;
+      const int64_t warm = std::min<int64_t>(options_.depth, 64);
+      LACUNA_RETURN_IF_ERROR(Submit(sparse, /*seed=*/1, warm, 4));
+      LACUNA_RETURN_IF_ERROR(Listen());
+      LACUNA_RETURN_IF_ERROR(Submit(sparse, /*seed=*/2, options_.depth, options_.generate));
+      LACUNA_RETURN_IF_ERROR(Listen());
+      Print(sparse);
+    }
     return OkStatus();
   }
 
  private:
   Status Load() {
+    if (options_.sparse_profile.empty() && (options_.compare_dense || !options_.dials.empty())) {
+      return InvalidArgument("--compare-dense and --set: need --sparse-profile");
+    }
+    if (options_.compare_dense && options_.drop_streaming) {
+      return InvalidArgument("--compare-dense: got --drop-streaming too, need one of them");
+    }
     if (options_.depth < 1 || options_.generate < 2) {
       return InvalidArgument("--engine: need --depth of 1 and --generate of 2 at least");
     }
@@ -52,19 +63,25 @@ class EngineBench final {
     assembly.engine.events_max = options_.generate + 2;
     assembly.engine.cuda_graphs = options_.graphs;
     assembly.kv.prefix_cache = false;
-    LACUNA_ASSIGN_OR_RETURN(assembly_, engine::Assemble(
-                                           std::move(backend),
-                                           [&](kernels::Backend& target) {
-                                             return LoadBenchModel(
-                                                 options_, target,
-                                                 assembly.engine.context_tokens_max);
-                                           },
-                                           assembly, clock_));
+    const int64_t context_tokens = assembly.engine.context_tokens_max;
+    LACUNA_ASSIGN_OR_RETURN(const engine::ModelConfig config,
+                            BenchModelConfig(options_, context_tokens));
+    LACUNA_ASSIGN_OR_RETURN(const BenchPlan made,
+                            MakeBenchPlan(options_, config, assembly.kv.page_tokens));
+    plan_ = made.plan;
+    if (plan_ != nullptr) assembly.plans = {plan_};
+    LACUNA_ASSIGN_OR_RETURN(const auto* const residency, ResidencyOf(options_, plan_.get()));
+    if (residency != nullptr) assembly.residency = plan_;
+    const auto load = [&](kernels::Backend& target) {
+      return LoadBenchModel(options_, config, target, context_tokens, residency);
+    };
+    LACUNA_ASSIGN_OR_RETURN(assembly_,
+                            engine::Assemble(std::move(backend), load, assembly, clock_));
     assembly_.engine->Start();
     return OkStatus();
   }
 
-  Status Submit(uint64_t seed, int64_t prompt_tokens, int64_t generate) {
+  Status Submit(bool sparse, uint64_t seed, int64_t prompt_tokens, int64_t generate) {
     streams_.clear();
     const int64_t vocab = assembly_.model->info().vocab_size;
     uint64_t state = seed * 2 + 1;
@@ -78,6 +95,7 @@ class EngineBench final {
       request.sampling.temperature = 0.0;
       request.sampling.ignore_eos = true;
       request.sampling.max_tokens = static_cast<int32_t>(generate);
+      if (sparse) request.sparse.plan = plan_;
       LACUNA_ASSIGN_OR_RETURN(auto stream, assembly_.engine->Submit(std::move(request)));
       streams_.push_back(std::move(stream));
     }
@@ -114,7 +132,7 @@ class EngineBench final {
     return OkStatus();
   }
 
-  void Print() const {
+  void Print(bool sparse) const {
     double first = 0.0, last = 0.0;
     for (const engine::Timing& timing : timings_) {
       const double seconds = Seconds(timing.first_token - timing.submitted);
@@ -124,7 +142,8 @@ class EngineBench final {
     const engine::EngineStats& stats = assembly_.engine->stats();
     out_ << std::fixed << std::setprecision(3) << "engine   " << options_.sequences
          << " sequences of " << options_.depth << " + " << options_.generate << " tokens, backend "
-         << assembly_.backend->name() << ", steps of " << options_.step_tokens << "\n"
+         << assembly_.backend->name() << ", steps of " << options_.step_tokens << ", "
+         << (sparse ? options_.sparse_profile : "dense") << "\n"
          << "first token after " << first << " s (the last sequence's after " << last << " s)\n";
     const double seconds = Seconds(first_ended_.time - all_begun_.time);
     const auto steps = static_cast<double>(first_ended_.steps - all_begun_.steps);
@@ -143,6 +162,7 @@ class EngineBench final {
   const BenchOfflineOptions& options_;
   std::ostream& out_;
   SteadyClock clock_;
+  std::shared_ptr<const kvcache::SparsePlan> plan_;  // null: dense alone
   engine::Assembly assembly_;
   std::vector<engine::RequestStream> streams_;
   std::vector<engine::Timing> timings_;

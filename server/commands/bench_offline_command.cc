@@ -11,8 +11,12 @@
 
 #include "engine/loader/mapped_file.h"
 #include "engine/model/load_model.h"
-#include "kvcache/pages/kv_storage.h"
+#include "kernels/core/checked_math.h"
+#include "kvcache/sparse/decode_counts.h"
+#include "kvcache/sparse/plan_storage.h"
+#include "kvcache/sparse/prefill_grain.h"
 #include "server/commands/bench_engine.h"
+#include "server/commands/bench_sparse.h"
 #include "server/commands/solo_runner.h"
 
 namespace lacuna::server {
@@ -37,7 +41,8 @@ struct Measurement final {
   double seconds = 0.0;  // median of the runs
   int runs = 0;
   int64_t tokens = 0;
-  double work = 0.0;  // FLOP of a prefill, bytes read of a decode
+  double work = 0.0;  // of dense attention: FLOP of a prefill, bytes read of a decode; 0: unknown
+  ReadCounts reads;   // of one run
 };
 
 // FNV-1a over token ids: two builds that compute the same thing print the same hash.
@@ -54,6 +59,14 @@ class OutputHash final {
   uint64_t hash_ = 0xcbf29ce484222325u;
 };
 
+// Dense attention, or the plan.
+struct Variant final {
+  explicit Variant(bool by_plan) : plan(by_plan) {}
+  bool plan;
+  OutputHash hash;
+  Measurement prefill, decode;
+};
+
 class OfflineBench final {
  public:
   explicit OfflineBench(const BenchOfflineOptions& options) : options_(options) {}
@@ -62,27 +75,38 @@ class OfflineBench final {
 
  private:
   Status CheckOptions() const;
+  Status CheckGrain() const;
   Status Load();
-  Status MeasurePrefill();
-  Status MeasureDecode();
+  Status MeasurePrefill(Variant& variant);
+  Status MeasureDecode(Variant& variant);
   // One pass over the prompt; adds the next token to the hash.
-  Status PrefillOnce(OutputHash& hash);
-  Status DecodeOnce(OutputHash& hash);
+  Status PrefillOnce(const Variant& variant, OutputHash& hash);
+  Status DecodeOnce(const Variant& variant, OutputHash& hash);
+  // Runs until it took long enough; the hash is that of the first run.
+  template <typename Once>
+  Status Repeat(Variant& variant, Measurement& measurement, Once&& once);
   // For the oldest step; its tokens go to tokens_ and to the hash.
   Status Wait(OutputHash& hash);
   nlohmann::ordered_json Report() const;
+  void AddTo(nlohmann::ordered_json& report, const Variant& variant) const;
   void Print(std::ostream& out) const;
+  void PrintVariant(const Variant& variant, std::ostream& out) const;
+  void PrintComparison(std::ostream& out) const;
   // Keys that queries at [depth, depth + count) see, summed over layers.
   double VisibleKeys(int64_t count) const;
+  // FLOP of dense attention over the prompt, whatever the model's heads keep.
+  double DenseAttentionFlop() const;
+  // Of keys and values, were every head to keep all tokens.
+  int64_t DenseKvBytes() const;
 
   const BenchOfflineOptions& options_;
   std::unique_ptr<kernels::Backend> backend_;
+  BenchPlan plan_;
   std::unique_ptr<engine::Model> model_;
   std::unique_ptr<SoloRunner> runner_;
   std::string name_;
   std::vector<TokenId> prompt_, tokens_;
-  OutputHash hash_;
-  Measurement prefill_, decode_;
+  std::vector<Variant> variants_;
 };
 
 Status OfflineBench::CheckOptions() const {
@@ -98,43 +122,89 @@ Status OfflineBench::CheckOptions() const {
   if (options_.sequences < 1 || options_.sequences > 4096) {
     return InvalidArgument("--sequences: need 1 to 4096");
   }
+  if (options_.sparse_profile.empty() && (options_.compare_dense || !options_.dials.empty())) {
+    return InvalidArgument("--compare-dense and --set: need --sparse-profile");
+  }
+  if (options_.compare_dense && options_.drop_streaming) {
+    return InvalidArgument(
+        "--compare-dense: got --drop-streaming too, whose keys dense attention would lack; "
+        "--dense-tflops computes its time");
+  }
   return OkStatus();
+}
+
+// A sparse prompt is cut at whole grains alone.
+Status OfflineBench::CheckGrain() const {
+  if (plan_.plan == nullptr || options_.prompt == 0) return OkStatus();
+  if (kvcache::DensePrefill(*plan_.plan, options_.depth + options_.prompt)) return OkStatus();
+  const int64_t grain = kvcache::PrefillGrainTokens(*plan_.plan);
+  const bool whole = options_.step_tokens >= options_.prompt || options_.step_tokens % grain == 0;
+  if (options_.depth % grain == 0 && whole) return OkStatus();
+  return InvalidArgument("--depth and --step-tokens: prefill of profile " + plan_.plan->name +
+                         " needs multiples of " + std::to_string(grain));
 }
 
 Status OfflineBench::Load() {
   LACUNA_RETURN_IF_ERROR(CheckOptions());
+  const int64_t tokens = options_.depth + std::max(options_.prompt, options_.generate);
+  LACUNA_ASSIGN_OR_RETURN(const engine::ModelConfig config, BenchModelConfig(options_, tokens));
+  LACUNA_ASSIGN_OR_RETURN(plan_, MakeBenchPlan(options_, config, SoloRunner::kPageTokens));
+  LACUNA_RETURN_IF_ERROR(CheckGrain());
+  LACUNA_ASSIGN_OR_RETURN(const auto* const residency, ResidencyOf(options_, plan_.plan.get()));
   LACUNA_ASSIGN_OR_RETURN(backend_, MakeBackendFor(options_.device));
-  LACUNA_ASSIGN_OR_RETURN(model_, LoadBenchModel(options_, *backend_, /*context_tokens=*/0));
+  LACUNA_ASSIGN_OR_RETURN(
+      model_, LoadBenchModel(options_, config, *backend_, /*context_tokens=*/0, residency));
   std::filesystem::path path(options_.shape.empty() ? options_.model : options_.shape);
   if (!path.has_filename()) path = path.parent_path();  // "models/x/"
   name_ = options_.shape.empty() ? path.filename().string() : path.stem().string();
   const int64_t prompt = std::max<int64_t>(options_.prompt, 1);
   LACUNA_ASSIGN_OR_RETURN(
-      runner_, SoloRunner::Create(
-                   *model_, *backend_,
-                   {.sequences = options_.sequences,
-                    .tokens_max = options_.depth + std::max(options_.prompt, options_.generate),
-                    .step_tokens_max = std::min(options_.step_tokens, prompt),
-                    .logit_rows_max = options_.sequences,
-                    .graphs = options_.graphs}));
+      runner_, SoloRunner::Create(*model_, *backend_,
+                                  {.sequences = options_.sequences,
+                                   .tokens_max = tokens,
+                                   .step_tokens_max = std::min(options_.step_tokens, prompt),
+                                   .logit_rows_max = options_.sequences,
+                                   .graphs = options_.graphs,
+                                   .plan = plan_.plan}));
   for (int64_t i = 0; i < std::max(prompt, options_.sequences); ++i) {
     prompt_.push_back(static_cast<TokenId>((i * 2654435761 + 17) % model_->info().vocab_size));
   }
-  return runner_->FillRandom(options_.depth, kSeed);
+  if (plan_.plan == nullptr || options_.compare_dense) variants_.emplace_back(/*plan=*/false);
+  if (plan_.plan != nullptr) variants_.emplace_back(/*plan=*/true);
+  return OkStatus();
 }
 
 double OfflineBench::VisibleKeys(int64_t count) const {
-  double keys = 0.0;
+  double keys = 0.0;  // of a layer, where a head is its share of one
   for (const kvcache::KvGroup& group : model_->groups()) {
     double of_layer = 0.0;
     for (int64_t i = 0; i < count; ++i) {
       const int64_t all = options_.depth + i + 1;
-      of_layer +=
-          static_cast<double>(group.full() ? all : std::min<int64_t>(all, group.window_tokens));
+      of_layer += static_cast<double>(
+          group.full() ? all : std::min<int64_t>(all, group.window_tokens + group.sink_tokens));
     }
-    keys += of_layer * static_cast<double>(group.layers.size());
+    int64_t heads = 0;
+    for (const kvcache::KvLayer& layer : group.layers) heads += layer.kv_heads;
+    keys += of_layer * static_cast<double>(heads) / static_cast<double>(model_->info().kv_heads);
   }
   return keys;
+}
+
+double OfflineBench::DenseAttentionFlop() const {
+  const engine::ModelInfo& info = model_->info();
+  const auto depth = static_cast<double>(options_.depth);
+  const auto prompt = static_cast<double>(options_.prompt);
+  return 4.0 * static_cast<double>(info.q_heads * info.head_dim * info.layers) *
+         (depth + (prompt + 1.0) / 2.0) * prompt;
+}
+
+int64_t OfflineBench::DenseKvBytes() const {
+  const engine::ModelInfo& info = model_->info();
+  const int64_t tokens = options_.depth + std::max(options_.prompt, options_.generate);
+  const int64_t page_bytes = 2 * info.layers * info.kv_heads * info.head_dim *
+                             SoloRunner::kPageTokens *
+                             static_cast<int64_t>(DTypeBytes(backend_->act_dtype()));
+  return options_.sequences * CeilDiv(tokens, SoloRunner::kPageTokens) * page_bytes;
 }
 
 Status OfflineBench::Wait(OutputHash& hash) {
@@ -152,7 +222,8 @@ Status OfflineBench::Wait(OutputHash& hash) {
 
 // As the engine does: with a device of its own, the next step is launched before the last one is
 // read.
-Status OfflineBench::PrefillOnce(OutputHash& hash) {
+Status OfflineBench::PrefillOnce(const Variant& variant, OutputHash& hash) {
+  runner_->Follow(variant.plan, options_.depth + options_.prompt);
   for (int64_t first = 0; first < options_.prompt; first += options_.step_tokens) {
     const int64_t count = std::min(options_.step_tokens, options_.prompt - first);
     const auto tokens =
@@ -165,7 +236,8 @@ Status OfflineBench::PrefillOnce(OutputHash& hash) {
   return Wait(hash);
 }
 
-Status OfflineBench::DecodeOnce(OutputHash& hash) {
+Status OfflineBench::DecodeOnce(const Variant& variant, OutputHash& hash) {
+  runner_->Follow(variant.plan, options_.depth);
   const auto first_tokens = std::span(prompt_).first(static_cast<size_t>(options_.sequences));
   LACUNA_RETURN_IF_ERROR(runner_->LaunchDecode(first_tokens, options_.depth));
   for (int64_t i = 1; i < options_.generate; ++i) {
@@ -180,61 +252,95 @@ Status OfflineBench::DecodeOnce(OutputHash& hash) {
   return Wait(hash);
 }
 
-Status OfflineBench::MeasurePrefill() {
-  const int64_t warm =
-      std::min<int64_t>(options_.prompt, std::min<int64_t>(options_.step_tokens, 64));
-  OutputHash unused;
-  LACUNA_RETURN_IF_ERROR(runner_->LaunchPrefill(
-      0, std::span(prompt_).first(static_cast<size_t>(warm)), options_.depth, /*sample=*/false));
-  LACUNA_RETURN_IF_ERROR(Wait(unused));
+template <typename Once>
+Status OfflineBench::Repeat(Variant& variant, Measurement& measurement, Once&& once) {
   std::vector<double> seconds;
   double total = 0.0;
   while (seconds.empty() || (total < kMeasureSecondsMin && seconds.size() < kRunsMax)) {
-    OutputHash hash = hash_;
+    OutputHash unused;
     const SteadyTime::time_point start = SteadyTime::now();
-    LACUNA_RETURN_IF_ERROR(PrefillOnce(seconds.empty() ? hash_ : hash));
+    LACUNA_RETURN_IF_ERROR(once(seconds.empty() ? variant.hash : unused));
     seconds.push_back(SecondsSince(start));
     total += seconds.back();
   }
+  measurement.seconds = Median(seconds);
+  measurement.runs = static_cast<int>(seconds.size());
+  measurement.reads = runner_->reads();
+  return OkStatus();
+}
+
+Status OfflineBench::MeasurePrefill(Variant& variant) {
+  // Windows hold what the runs before left there.
+  LACUNA_RETURN_IF_ERROR(runner_->FillRandom(options_.depth, kSeed));
+  const int64_t warm =
+      std::min<int64_t>(options_.prompt, std::min<int64_t>(options_.step_tokens, 64));
+  OutputHash unused;
+  runner_->Follow(/*plan=*/false, options_.depth + options_.prompt);
+  LACUNA_RETURN_IF_ERROR(runner_->LaunchPrefill(
+      0, std::span(prompt_).first(static_cast<size_t>(warm)), options_.depth, /*sample=*/false));
+  LACUNA_RETURN_IF_ERROR(Wait(unused));
+  LACUNA_RETURN_IF_ERROR(Repeat(variant, variant.prefill,
+                                [&](OutputHash& hash) { return PrefillOnce(variant, hash); }));
+  variant.prefill.tokens = options_.prompt;
+  if (variant.plan) return OkStatus();
   const engine::ModelInfo& info = model_->info();
   const double matrix = 2.0 *
                         static_cast<double>(info.parameters - 2 * info.vocab_size * info.hidden) *
                         static_cast<double>(options_.prompt);
   const double attention =
       4.0 * static_cast<double>(info.q_heads * info.head_dim) * VisibleKeys(options_.prompt);
-  prefill_ = {Median(seconds), static_cast<int>(seconds.size()), options_.prompt,
-              std::max(matrix, 0.0) + attention};
+  variant.prefill.work = std::max(matrix, 0.0) + attention;
   return OkStatus();
 }
 
-Status OfflineBench::MeasureDecode() {
+Status OfflineBench::MeasureDecode(Variant& variant) {
+  LACUNA_RETURN_IF_ERROR(runner_->FillRandom(options_.depth, kSeed));
   OutputHash unused;
-  LACUNA_RETURN_IF_ERROR(runner_->LaunchDecode(
-      std::span(prompt_).first(static_cast<size_t>(options_.sequences)), options_.depth));
-  LACUNA_RETURN_IF_ERROR(Wait(unused));
-  std::vector<double> seconds;
-  double total = 0.0;
-  while (seconds.empty() || (total < kMeasureSecondsMin && seconds.size() < kRunsMax)) {
-    OutputHash hash = hash_;
-    const SteadyTime::time_point start = SteadyTime::now();
-    LACUNA_RETURN_IF_ERROR(DecodeOnce(seconds.empty() ? hash_ : hash));
-    seconds.push_back(SecondsSince(start));
-    total += seconds.back();
+  // What is recorded at all is recorded by the second step of its kind.
+  for (int i = 0; i < 2; ++i) {
+    runner_->Follow(variant.plan, options_.depth);
+    LACUNA_RETURN_IF_ERROR(runner_->LaunchDecode(
+        std::span(prompt_).first(static_cast<size_t>(options_.sequences)), options_.depth));
+    LACUNA_RETURN_IF_ERROR(Wait(unused));
   }
+  LACUNA_RETURN_IF_ERROR(
+      Repeat(variant, variant.decode, [&](OutputHash& hash) { return DecodeOnce(variant, hash); }));
+  variant.decode.tokens = options_.generate * options_.sequences;
+  if (variant.plan) return OkStatus();
   const engine::ModelInfo& info = model_->info();
   const double key_bytes = 2.0 * static_cast<double>(info.kv_heads * info.head_dim) *
                            static_cast<double>(DTypeBytes(backend_->act_dtype()));
-  decode_ = {Median(seconds), static_cast<int>(seconds.size()),
-             options_.generate * options_.sequences,
-             VisibleKeys(options_.generate) * key_bytes * static_cast<double>(options_.sequences) +
-                 static_cast<double>(info.weight_bytes * options_.generate)};
+  variant.decode.work =
+      VisibleKeys(options_.generate) * key_bytes * static_cast<double>(options_.sequences) +
+      static_cast<double>(info.weight_bytes * options_.generate);
   return OkStatus();
+}
+
+double Share(int64_t part, int64_t whole) {
+  return whole == 0 ? 1.0 : static_cast<double>(part) / static_cast<double>(whole);
+}
+
+void OfflineBench::AddTo(nlohmann::ordered_json& report, const Variant& variant) const {
+  const auto add = [&](const char* key, const Measurement& m, const char* work_key) {
+    if (m.tokens == 0) return;
+    report[key] = {{"tokens", m.tokens},
+                   {"runs", m.runs},
+                   {"seconds", m.seconds},
+                   {"tokens_per_s", static_cast<double>(m.tokens) / m.seconds}};
+    if (m.work > 0) report[key][work_key] = m.work / m.seconds / 1e9;
+    if (m.reads == ReadCounts{}) return;
+    report[key]["pages_read_share"] = Share(m.reads.pages_selected, m.reads.pages_considered);
+    report[key]["blocks_read_share"] = Share(m.reads.blocks_selected, m.reads.blocks_considered);
+  };
+  add("prefill", variant.prefill, "gflop_per_s");
+  add("decode", variant.decode, "gigabytes_per_s");
+  std::ostringstream hash;
+  hash << std::hex << std::setw(16) << std::setfill('0') << variant.hash.value();
+  report["output_hash"] = hash.str();
 }
 
 nlohmann::ordered_json OfflineBench::Report() const {
   const engine::ModelInfo& info = model_->info();
-  std::ostringstream hash;
-  hash << std::hex << std::setw(16) << std::setfill('0') << hash_.value();
   nlohmann::ordered_json report = {
       {"model", name_},
       {"architecture", info.architecture},
@@ -248,19 +354,75 @@ nlohmann::ordered_json OfflineBench::Report() const {
       {"step_tokens", options_.step_tokens},
       {"sequences", options_.sequences},
       {"graph_steps", runner_->graph_steps()},
-      {"output_hash", hash.str()},
+      {"kv_bytes", runner_->kv_bytes()},
+      {"kv_bytes_if_all_kept", DenseKvBytes()},
+      {"metadata_bytes", runner_->metadata_bytes()},
+      {"dense_attention_flop", DenseAttentionFlop()},
   };
-  const auto add = [&](const char* key, const Measurement& m, const char* work_key) {
-    if (m.tokens == 0) return;
-    report[key] = {{"tokens", m.tokens},
-                   {"runs", m.runs},
-                   {"seconds", m.seconds},
-                   {"tokens_per_s", static_cast<double>(m.tokens) / m.seconds},
-                   {work_key, m.work / m.seconds / 1e9}};
-  };
-  add("prefill", prefill_, "gflop_per_s");
-  add("decode", decode_, "gigabytes_per_s");
+  for (const Variant& variant : variants_) {
+    nlohmann::ordered_json& part = variant.plan ? report["sparse"] : report;
+    if (variant.plan) {
+      part["profile"] = options_.sparse_profile;
+      part["dials"] = options_.dials;
+      part["artefacts_made_up"] = plan_.made_up;
+    }
+    AddTo(part, variant);
+  }
   return report;
+}
+
+void OfflineBench::PrintVariant(const Variant& variant, std::ostream& out) const {
+  const char* const name = variants_.size() == 1 ? "" : variant.plan ? "sparse " : "dense  ";
+  const Measurement &prefill = variant.prefill, &decode = variant.decode;
+  if (prefill.tokens > 0) {
+    out << name << "prefill  " << std::setw(6) << prefill.tokens << " tokens  "
+        << std::setprecision(2) << std::setw(10)
+        << static_cast<double>(prefill.tokens) / prefill.seconds << " tokens/s  "
+        << std::setprecision(1);
+    if (prefill.work > 0) out << prefill.work / prefill.seconds / 1e9 << " GFLOP/s, ";
+    if (prefill.reads.blocks_considered > 0) {
+      out << 100.0 * Share(prefill.reads.blocks_selected, prefill.reads.blocks_considered)
+          << " % of blocks read, ";
+    }
+    out << std::setprecision(3) << prefill.seconds << " s\n";
+  }
+  if (decode.tokens == 0) return;
+  out << name << "decode   " << std::setw(6) << decode.tokens << " tokens  " << std::setprecision(2)
+      << std::setw(10) << static_cast<double>(decode.tokens) / decode.seconds << " tokens/s  "
+      << std::setprecision(1);
+  if (decode.work > 0) out << decode.work / decode.seconds / 1e9 << " GB/s (weights and KV), ";
+  if (decode.reads.pages_considered > 0) {
+    out << 100.0 * Share(decode.reads.pages_selected, decode.reads.pages_considered)
+        << " % of pages read, ";
+  }
+  out << std::setprecision(3) << decode.seconds / static_cast<double>(options_.generate) * 1e3
+      << " ms a step\n";
+}
+
+void OfflineBench::PrintComparison(std::ostream& out) const {
+  const Variant& last = variants_.back();
+  const auto gigabytes = [](int64_t bytes) { return static_cast<double>(bytes) / 1e9; };
+  out << std::setprecision(2) << "KV       " << gigabytes(runner_->kv_bytes()) << " GB, "
+      << Share(runner_->kv_bytes(), DenseKvBytes()) << " of what all heads' tokens take; metadata "
+      << gigabytes(runner_->metadata_bytes()) << " GB\n";
+  if (variants_.size() == 2) {
+    const auto ratio = [](const Measurement& dense, const Measurement& sparse) {
+      return dense.seconds / sparse.seconds;
+    };
+    out << "sparse over dense ";
+    if (last.prefill.tokens > 0) {
+      out << "  prefill " << ratio(variants_[0].prefill, last.prefill) << "x";
+    }
+    if (last.decode.tokens > 0) {
+      out << "  decode " << ratio(variants_[0].decode, last.decode) << "x";
+    }
+    out << "\n";
+  }
+  if (options_.dense_tflops <= 0 || last.prefill.tokens == 0) return;
+  const double seconds = DenseAttentionFlop() / options_.dense_tflops / 1e12;
+  out << "dense attention of the prompt alone, at " << options_.dense_tflops
+      << " TFLOP/s: " << seconds << " s, " << seconds / last.prefill.seconds
+      << "x the whole prefill above\n";
 }
 
 void OfflineBench::Print(std::ostream& out) const {
@@ -271,27 +433,26 @@ void OfflineBench::Print(std::ostream& out) const {
       << " (random keys and values), steps of " << options_.step_tokens << ", "
       << options_.sequences << " sequences\n"
       << std::fixed;
-  if (prefill_.tokens > 0) {
-    out << "prefill  " << std::setw(6) << prefill_.tokens << " tokens  " << std::setprecision(2)
-        << std::setw(10) << static_cast<double>(prefill_.tokens) / prefill_.seconds << " tokens/s  "
-        << std::setprecision(1) << prefill_.work / prefill_.seconds / 1e9 << " GFLOP/s, "
-        << std::setprecision(3) << prefill_.seconds << " s\n";
+  if (plan_.plan != nullptr) {
+    out << "profile  " << options_.sparse_profile;
+    for (const std::string& dial : options_.dials) out << " " << dial;
+    out << (plan_.made_up ? " (made-up tables of heads)" : "") << "\n";
   }
-  if (decode_.tokens > 0) {
-    out << "decode   " << std::setw(6) << decode_.tokens << " tokens  " << std::setprecision(2)
-        << std::setw(10) << static_cast<double>(decode_.tokens) / decode_.seconds << " tokens/s  "
-        << std::setprecision(1) << decode_.work / decode_.seconds / 1e9
-        << " GB/s (weights and KV), " << std::setprecision(3)
-        << decode_.seconds / static_cast<double>(options_.generate) * 1e3 << " ms a step\n";
-  }
-  out << "output hash " << report["output_hash"].get<std::string>() << "\n";
+  for (const Variant& variant : variants_) PrintVariant(variant, out);
+  if (plan_.plan != nullptr) PrintComparison(out);
+  const nlohmann::ordered_json& last = variants_.back().plan ? report["sparse"] : report;
+  out << "output hash " << last["output_hash"].get<std::string>() << "\n";
 }
 
 Status OfflineBench::Run(std::ostream& out) {
   LACUNA_RETURN_IF_ERROR(Load());
-  if (options_.prompt > 0) LACUNA_RETURN_IF_ERROR(MeasurePrefill());
+  for (Variant& variant : variants_) {
+    if (options_.prompt > 0) LACUNA_RETURN_IF_ERROR(MeasurePrefill(variant));
+  }
   // The prompt overwrote nothing before depth, and decode reads nothing after it.
-  if (options_.generate > 0) LACUNA_RETURN_IF_ERROR(MeasureDecode());
+  for (Variant& variant : variants_) {
+    if (options_.generate > 0) LACUNA_RETURN_IF_ERROR(MeasureDecode(variant));
+  }
   Print(out);
   if (options_.json.empty()) return OkStatus();
   std::ofstream file(options_.json);
@@ -301,18 +462,36 @@ Status OfflineBench::Run(std::ostream& out) {
 
 }  // namespace
 
-Result<std::unique_ptr<engine::Model>> LoadBenchModel(const BenchOfflineOptions& options,
-                                                      kernels::Backend& backend,
-                                                      int64_t context_tokens) {
+Result<engine::ModelConfig> BenchModelConfig(const BenchOfflineOptions& options,
+                                             int64_t context_tokens) {
+  LACUNA_ASSIGN_OR_RETURN(engine::ModelConfig config,
+                          engine::ReadShape(options.shape.empty() ? options.model : options.shape));
   if (!options.shape.empty() || options.dummy) {
-    LACUNA_ASSIGN_OR_RETURN(
-        engine::ModelConfig config,
-        engine::ReadShape(options.shape.empty() ? options.model : options.shape));
-    return engine::MakeRandomModel(std::move(config), kSeed, backend, context_tokens);
+    config.context_tokens_max = std::max(config.context_tokens_max, context_tokens);
+  }
+  return config;
+}
+
+Result<std::unique_ptr<engine::Model>> LoadBenchModel(const BenchOfflineOptions& options,
+                                                      const engine::ModelConfig& config,
+                                                      kernels::Backend& backend,
+                                                      int64_t context_tokens,
+                                                      const kvcache::SparsePlan* residency) {
+  if (!options.shape.empty() || options.dummy) {
+    return engine::MakeRandomModel(config, kSeed, backend, context_tokens, residency);
   }
   LACUNA_ASSIGN_OR_RETURN(const std::unique_ptr<engine::Folder> folder,
                           engine::Folder::Open(options.model));
-  return engine::LoadModel(*folder, backend, context_tokens);
+  return engine::LoadModel(*folder, backend, context_tokens, /*bf16_rope=*/false, residency);
+}
+
+Result<const kvcache::SparsePlan*> ResidencyOf(const BenchOfflineOptions& options,
+                                               const kvcache::SparsePlan* plan) {
+  if (!options.drop_streaming) return nullptr;
+  if (plan == nullptr || kvcache::ResidencyOf(*plan).size() < 2) {
+    return InvalidArgument("--drop-streaming: need a --sparse-profile with streaming heads");
+  }
+  return plan;
 }
 
 int RunBenchOffline(const BenchOfflineOptions& options, std::ostream& out, std::ostream& err) {

@@ -47,6 +47,8 @@ Result<std::optional<ArtefactText>> CommonArtefacts(const ShowProfileOptions& op
   return FolderArtefacts(*folder);
 }
 
+}  // namespace
+
 Result<std::vector<kvcache::DialValue>> ParseDials(const std::vector<std::string>& texts) {
   std::vector<kvcache::DialValue> dials;
   for (const std::string& text : texts) {
@@ -61,8 +63,6 @@ Result<std::vector<kvcache::DialValue>> ParseDials(const std::vector<std::string
   }
   return dials;
 }
-
-}  // namespace
 
 int RunProfiles(const ProfilesOptions& options, std::ostream& out, std::ostream& err) {
   const Result<kvcache::ProfileSet::Loaded> loaded = LoadProfiles(options.folder);

@@ -6,7 +6,13 @@
 #include <string>
 #include <vector>
 
+#include "kernels/core/status.h"
+#include "kvcache/sparse/resolve.h"
+
 namespace lacuna::server {
+
+// "budget_tokens=2048", each. kInvalidArgument: "--set: got X, need dial=number".
+Result<std::vector<kvcache::DialValue>> ParseDials(const std::vector<std::string>& texts);
 
 struct ProfilesOptions final {
   std::string folder;      // further profiles; those of equal name replace the shipped ones

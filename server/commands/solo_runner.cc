@@ -1,7 +1,6 @@
 #include "server/commands/solo_runner.h"
 
 #include <algorithm>
-#include <numeric>
 #include <string>
 #include <utility>
 
@@ -11,7 +10,6 @@
 namespace lacuna::server {
 namespace {
 
-constexpr int64_t kPageTokens = 64;
 constexpr int64_t kFillTokens = 4096;  // appended at once by FillRandom
 constexpr TokenId kUnknownToken = 0;   // stands for one that only the device knows
 
@@ -62,44 +60,111 @@ Result<std::unique_ptr<SoloRunner>> SoloRunner::Create(engine::Model& model,
   runner->sequence_pages_ = CeilDiv(std::max<int64_t>(limits.tokens_max, 1), kPageTokens);
   const auto pages = CheckedMul(runner->sequence_pages_, limits.sequences);
   if (!pages || !CheckedNarrow<int32_t>(*pages)) return InvalidArgument("too many tokens");
-  runner->numbers_.resize(static_cast<size_t>(*pages));
-  std::iota(runner->numbers_.begin(), runner->numbers_.end(), 0);
-  LACUNA_ASSIGN_OR_RETURN(
-      runner->executor_,
-      engine::MakeExecutor(model, backend,
-                           {.step_tokens_max = std::max(limits.step_tokens_max, limits.sequences),
-                            .running_max = limits.sequences,
-                            .logit_rows_max = std::max(limits.logit_rows_max, limits.sequences),
-                            .graphs = limits.graphs}));
-  LACUNA_ASSIGN_OR_RETURN(runner->storage_, kvcache::KvStorage::Create(
-                                                backend.device(), model.groups(),
-                                                std::vector<int64_t>(model.groups().size(), *pages),
-                                                kPageTokens, backend.act_dtype()));
-  LACUNA_RETURN_IF_ERROR(runner->executor_->Attach(*runner->storage_));
+  runner->PlacePages();
+  engine::ExecutorLimits executor_limits{
+      .step_tokens_max = std::max(limits.step_tokens_max, limits.sequences),
+      .running_max = limits.sequences,
+      .logit_rows_max = std::max(limits.logit_rows_max, limits.sequences),
+      .graphs = limits.graphs};
+  if (limits.plan != nullptr) executor_limits.plans = {limits.plan};
+  LACUNA_ASSIGN_OR_RETURN(runner->executor_, engine::MakeExecutor(model, backend, executor_limits));
+  LACUNA_RETURN_IF_ERROR(runner->CreateStorage());
+  LACUNA_RETURN_IF_ERROR(runner->executor_->Attach(*runner->storage_, runner->metadata_.get()));
   return runner;
 }
 
-void SoloRunner::Add(int64_t sequence, engine::StepSequence step, int64_t tokens) {
-  const int64_t last = step.first_position + tokens - 1;
-  const size_t first_span = spans_.size();
+void SoloRunner::PlacePages() {
   for (const kvcache::KvGroup& group : model_.groups()) {
-    const int64_t first_key =
+    GroupPages& pages = group_pages_.emplace_back(GroupPages{0, sequence_pages_});
+    if (group.full()) continue;
+    const int64_t sink = CeilDiv(group.sink_tokens, kPageTokens);
+    // The window of a step's first token, the step itself, and a page at each ragged end.
+    const int64_t ring = CeilDiv(group.window_tokens + limits_.step_tokens_max, kPageTokens) + 2;
+    if (sink + ring < sequence_pages_) pages = {sink, sink + ring};
+  }
+}
+
+Status SoloRunner::CreateStorage() {
+  std::vector<int64_t> pages;
+  for (const GroupPages& group : group_pages_) pages.push_back(group.all * limits_.sequences);
+  kernels::Device& device = backend_.device();
+  LACUNA_ASSIGN_OR_RETURN(storage_, kvcache::KvStorage::Create(device, model_.groups(), pages,
+                                                               kPageTokens, backend_.act_dtype()));
+  if (limits_.plan == nullptr) return OkStatus();
+  const kvcache::SparsePlan* const plan = limits_.plan.get();
+  std::vector<kvcache::MetadataStore> stores =
+      engine::ArrangedStores(kvcache::MetadataStores({&plan, 1}), model_.head_order());
+  if (stores.empty()) return OkStatus();
+  LACUNA_ASSIGN_OR_RETURN(
+      metadata_, kvcache::MetadataStorage::Create(device, model_.groups(), pages, kPageTokens,
+                                                  std::move(stores)));
+  return OkStatus();
+}
+
+int32_t SoloRunner::PageOf(size_t group, int64_t sequence, int64_t logical) const {
+  const GroupPages& pages = group_pages_[group];
+  const int64_t behind = logical - pages.sink;
+  const int64_t page = behind < 0 ? logical : pages.sink + behind % (pages.all - pages.sink);
+  return static_cast<int32_t>(sequence * pages.all + page);
+}
+
+void SoloRunner::Add(int64_t sequence, engine::StepSequence step, int64_t tokens) {
+  const int64_t end = CeilDiv(step.first_position + tokens, kPageTokens);
+  const size_t first_span = spans_.size();
+  for (size_t g = 0; g < model_.groups().size(); ++g) {
+    const kvcache::KvGroup& group = model_.groups()[g];
+    const int64_t seen =
         group.full() ? 0 : std::max<int64_t>(step.first_position - group.window_tokens + 1, 0);
-    const auto first_page = static_cast<size_t>(first_key / kPageTokens);
-    const size_t count = static_cast<size_t>(last / kPageTokens) - first_page + 1;
-    const auto begin = static_cast<size_t>(sequence * sequence_pages_);
-    const std::span<const int32_t> numbers(numbers_);
-    spans_.push_back(
-        {numbers.subspan(begin + first_page, count), numbers.subspan(first_page, count)});
+    Pages& pages = pages_.emplace_back();
+    for (int64_t page = 0; page < end; ++page) {
+      const int64_t sinks = CeilDiv(group.sink_tokens, kPageTokens);
+      if (page >= sinks && page < seen / kPageTokens) page = seen / kPageTokens;
+      pages.pages.push_back(PageOf(g, sequence, page));
+      pages.logical.push_back(static_cast<int32_t>(page));
+    }
+    spans_.push_back({pages.pages, pages.logical});
   }
   step.pages = std::span(spans_).subspan(first_span);
+  step.prompt_tokens = static_cast<int32_t>(prompt_tokens_);
+  if (!progress_.empty()) progress_[static_cast<size_t>(sequence)].Fill(step);
   batch_.sequences.push_back(std::move(step));
+}
+
+// Spans point into what has room for a whole batch.
+void SoloRunner::Clear() {
+  batch_ = {};
+  const auto spans = static_cast<size_t>(limits_.sequences) * model_.groups().size();
+  spans_.clear();
+  spans_.reserve(spans);
+  pages_.clear();
+  pages_.reserve(spans);
+}
+
+void SoloRunner::Follow(bool plan, int64_t prompt_tokens) {
+  prompt_tokens_ = prompt_tokens;
+  reads_ = {};
+  progress_.clear();
+  for (int64_t s = 0; plan && s < limits_.sequences; ++s) {
+    progress_.emplace_back(engine::SparseOptions{.plan = limits_.plan}, /*seed=*/0,
+                           std::span<const TokenId>());
+    progress_.back().set_choice(static_cast<int32_t>(s));
+  }
+}
+
+Result<std::span<const kernels::SampleResult>> SoloRunner::Wait() {
+  LACUNA_ASSIGN_OR_RETURN(const auto results, executor_->Wait());
+  for (const engine::SparseReport& report : executor_->reports()) {
+    reads_.pages_considered += report.keys.pages_considered;
+    reads_.pages_selected += report.keys.pages_selected;
+    reads_.blocks_considered += report.blocks.blocks_considered;
+    reads_.blocks_selected += report.blocks.blocks_selected;
+  }
+  return results;
 }
 
 Result<TensorView> SoloRunner::RunForLogits(std::span<const TokenId> tokens, int64_t first_position,
                                             bool decode, int32_t logits_from) {
-  batch_ = {};
-  spans_.clear();
+  Clear();
   Add(0,
       {.tokens = tokens,
        .first_position = static_cast<int32_t>(first_position),
@@ -118,8 +183,7 @@ Status SoloRunner::Launch() {
 
 Status SoloRunner::LaunchPrefill(int64_t sequence, std::span<const TokenId> tokens,
                                  int64_t first_position, bool sample) {
-  batch_ = {};
-  spans_.clear();
+  Clear();
   const auto count = static_cast<int64_t>(tokens.size());
   Add(sequence,
       {.tokens = tokens,
@@ -132,9 +196,7 @@ Status SoloRunner::LaunchPrefill(int64_t sequence, std::span<const TokenId> toke
 }
 
 Status SoloRunner::LaunchDecode(std::span<const TokenId> tokens, int64_t position) {
-  batch_ = {};
-  spans_.clear();
-  spans_.reserve(static_cast<size_t>(limits_.sequences) * model_.groups().size());
+  Clear();
   for (int64_t s = 0; s < limits_.sequences; ++s) {
     const bool known = !tokens.empty();
     Add(s,
@@ -151,42 +213,73 @@ Status SoloRunner::LaunchDecode(std::span<const TokenId> tokens, int64_t positio
 }
 
 Status SoloRunner::FillRandom(int64_t tokens, uint64_t seed) {
-  if (tokens == 0) return OkStatus();
+  for (size_t g = 0; tokens > 0 && g < model_.groups().size(); ++g) {
+    LACUNA_RETURN_IF_ERROR(FillGroup(g, tokens, seed));
+  }
+  return OkStatus();
+}
+
+void SoloRunner::PlaceTokens(size_t group, int64_t tokens, int64_t first, std::span<int32_t> slots,
+                             std::span<int32_t> previous) const {
+  const GroupPages& pages = group_pages_[group];
+  // In a ring, what is not overwritten later.
+  const int64_t kept = CeilDiv(tokens, kPageTokens) - (pages.all - pages.sink);
+  for (size_t i = 0; i < slots.size(); ++i) {
+    const int64_t sequence = (first + static_cast<int64_t>(i)) / tokens;
+    const int64_t position = (first + static_cast<int64_t>(i)) % tokens;
+    const int64_t page = position / kPageTokens;
+    const bool holds = page < pages.sink || page >= kept;
+    slots[i] = holds ? static_cast<int32_t>(PageOf(group, sequence, page) * kPageTokens +
+                                            position % kPageTokens)
+                     : -1;
+    previous[i] = page == 0 ? -1 : PageOf(group, sequence, page - 1);
+  }
+}
+
+Status SoloRunner::FillGroup(size_t group, int64_t tokens, uint64_t seed) {
   kernels::Device& device = backend_.device();
-  const std::vector<float> noise = Noise(seed);
+  const kvcache::KvGroup& layers = model_.groups()[group];
+  const int g = static_cast<int>(group);
+  int64_t kv_heads = 0;
+  for (const kvcache::KvLayer& layer : layers.layers) {
+    kv_heads = std::max<int64_t>(kv_heads, layer.kv_heads);
+  }
+  const DType dtype = backend_.act_dtype();
+  const int64_t values = kFillTokens * kv_heads * layers.head_dim;
+  LACUNA_ASSIGN_OR_RETURN(const kernels::Buffer noise,
+                          UploadNoise(device, dtype, 2 * values, Noise(seed)));
+  std::byte* const v = noise.data() + values * static_cast<int64_t>(DTypeBytes(dtype));
+  constexpr int64_t kBytes = kFillTokens * static_cast<int64_t>(sizeof(int32_t));
+  LACUNA_ASSIGN_OR_RETURN(const kernels::Buffer places, device.Allocate(2 * kBytes));
   kernels::Stream stream;
-  std::vector<int32_t> slots(static_cast<size_t>(kFillTokens));
-  LACUNA_ASSIGN_OR_RETURN(const kernels::Buffer device_slots,
-                          device.Allocate(kFillTokens * static_cast<int64_t>(sizeof(int32_t))));
-  for (size_t g = 0; g < model_.groups().size(); ++g) {
-    const kernels::KvPool first_pool = storage_->pool(static_cast<int>(g), 0);
-    const int64_t values = kFillTokens * first_pool.kv_heads * first_pool.head_dim;
-    LACUNA_ASSIGN_OR_RETURN(const kernels::Buffer memory,
-                            UploadNoise(device, first_pool.dtype, 2 * values, noise));
-    std::byte* const v =
-        memory.data() + values * static_cast<int64_t>(DTypeBytes(first_pool.dtype));
-    for (int64_t first = 0; first < tokens * limits_.sequences; first += kFillTokens) {
-      // Tokens are numbered through all sequences here; slots know of the room behind each.
-      const int64_t rows = std::min(kFillTokens, tokens * limits_.sequences - first);
-      for (int64_t i = 0; i < rows; ++i) {
-        const int64_t sequence = (first + i) / tokens, position = (first + i) % tokens;
-        slots[static_cast<size_t>(i)] =
-            static_cast<int32_t>(sequence * sequence_pages_ * kPageTokens + position);
-      }
-      LACUNA_RETURN_IF_ERROR(device.Copy(device_slots.data(), slots.data(),
-                                         rows * static_cast<int64_t>(sizeof(int32_t)), stream));
-      for (size_t i = 0; i < model_.groups()[g].layers.size(); ++i) {
-        const kernels::KvPool pool = storage_->pool(static_cast<int>(g), static_cast<int>(i));
-        LACUNA_RETURN_IF_ERROR(kernels::AppendKv(
+  std::vector<int32_t> host(2 * kFillTokens);
+  for (int64_t first = 0; first < tokens * limits_.sequences; first += kFillTokens) {
+    // Tokens are numbered through all sequences here; slots know of the room behind each.
+    const int64_t rows = std::min(kFillTokens, tokens * limits_.sequences - first);
+    PlaceTokens(group, tokens, first, std::span(host).first(static_cast<size_t>(rows)),
+                std::span(host).subspan(kFillTokens, static_cast<size_t>(rows)));
+    LACUNA_RETURN_IF_ERROR(device.Copy(places.data(), host.data(), 2 * kBytes, stream));
+    const TensorView slots(places.data(), DType::kI32, {rows});
+    const TensorView previous(places.data() + kBytes, DType::kI32, {rows});
+    for (size_t i = 0; i < layers.layers.size(); ++i) {
+      const kernels::KvPool pool = storage_->pool(g, static_cast<int>(i));
+      LACUNA_RETURN_IF_ERROR(kernels::AppendKv(
+          backend_,
+          {.k = TensorView(noise.data(), dtype, {rows, pool.kv_heads, pool.head_dim}),
+           .v = TensorView(v, dtype, {rows, pool.kv_heads, pool.head_dim}),
+           .slots = slots,
+           .pool = pool},
+          stream));
+      for (size_t s = 0; metadata_ != nullptr && s < metadata_->stores(); ++s) {
+        const kernels::MetadataPool stored = metadata_->pool(s, g, static_cast<int>(i));
+        if (stored.data == nullptr) continue;
+        LACUNA_RETURN_IF_ERROR(kernels::AppendMetadata(
             backend_,
-            {.k = TensorView(memory.data(), pool.dtype, {rows, pool.kv_heads, pool.head_dim}),
-             .v = TensorView(v, pool.dtype, {rows, pool.kv_heads, pool.head_dim}),
-             .slots = TensorView(device_slots.data(), DType::kI32, {rows}),
-             .pool = pool},
+            {.slots = slots, .previous_pages = previous, .keys = pool, .metadata = stored},
             stream));
       }
-      LACUNA_RETURN_IF_ERROR(device.Synchronize(stream));
     }
+    LACUNA_RETURN_IF_ERROR(device.Synchronize(stream));
   }
   return OkStatus();
 }
