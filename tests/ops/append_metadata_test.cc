@@ -155,7 +155,8 @@ TEST_P(AppendMetadataTest, PromptsEqualSteps) {
       const TestMemory& memory = world.stored(one.spec);
       return std::vector<uint8_t>(memory.read(), memory.read() + memory.size());
     };
-    ASSERT_EQ(bytes(tokens), bytes(one.shape.page_tokens == 16 ? 7 : 1));
+    const int step = one.shape.page_tokens == 16 ? 7 : 1;
+    ASSERT_EQ(bytes(tokens), bytes(GetParam().emulated() ? 90 + step : step));
   }
 }
 
@@ -211,7 +212,8 @@ TEST_P(AppendMetadataTest, ExtremeKeys) {
       ASSERT_EQ(AppendKv(*backend_, {rows, rows, view, world.pool()}, stream), OkStatus());
       ASSERT_EQ(AppendMetadata(*backend_, {view, {}, world.pool(), world.metadata(spec)}, stream),
                 OkStatus());
-      for (int c = 0; c < 16 && std::isfinite(size); ++c) {
+      const bool finite = std::isfinite(Rounded(3 * size, GetParam().precision));
+      for (int c = 0; c < 16 && finite; ++c) {
         double low = k.at(0, c), high = low;
         for (int t = 0; t < 16; ++t) {
           low = std::min(low, double{k.at(t, c)});
