@@ -1,6 +1,7 @@
 // The CUDA runtime of the emulator: device memory is host memory, streams do their work at once,
 // graphs are lists of what was recorded.
 #include <cuda_runtime_api.h>
+#include <sys/mman.h>
 
 #include <cstdlib>
 #include <cstring>
@@ -37,12 +38,51 @@ std::map<const void*, size_t>& SharedLimits() {
   return limits;
 }
 
+// Memory that nobody has touched takes no room, so large workspaces are kept untouched: what is
+// large is zero from the start, and the memset that follows an allocation is left out.
+constexpr size_t kLargeBytes = 1 << 20;
+struct Memory final {
+  size_t bytes = 0;
+  bool untouched = false;
+};
+std::map<void*, Memory>& Memories() {
+  static auto& memories = *new std::map<void*, Memory>();
+  return memories;
+}
+
 cudaError_t Allocate(void** to, size_t bytes) {
   constexpr size_t kAlignment = 256;
-  *to = std::aligned_alloc(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
-  if (*to == nullptr) return cudaErrorMemoryAllocation;
-  std::memset(*to, 0xff, bytes);
+  if (bytes >= kLargeBytes) {
+    *to = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+               -1, 0);
+    if (*to == MAP_FAILED) return cudaErrorMemoryAllocation;
+  } else {
+    *to = std::aligned_alloc(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
+    if (*to == nullptr) return cudaErrorMemoryAllocation;
+    std::memset(*to, 0xff, bytes);
+  }
+  Memories()[*to] = {bytes, bytes >= kLargeBytes};
   return cudaSuccess;
+}
+
+void Free(void* memory) {
+  const auto found = Memories().find(memory);
+  if (found == Memories().end()) return;
+  if (found->second.bytes >= kLargeBytes) {
+    munmap(memory, found->second.bytes);
+  } else {
+    std::free(memory);
+  }
+  Memories().erase(found);
+}
+
+void Set(void* to, int value, size_t bytes) {
+  const auto found = Memories().find(to);
+  if (found != Memories().end() && found->second.untouched) {
+    found->second.untouched = false;
+    if (value == 0) return;
+  }
+  std::memset(to, value, bytes);
 }
 
 }  // namespace
@@ -155,7 +195,7 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const voi
 cudaError_t cudaMalloc(void** to, size_t bytes) { return cuda_emulator::Allocate(to, bytes); }
 cudaError_t cudaMallocHost(void** to, size_t bytes) { return cuda_emulator::Allocate(to, bytes); }
 cudaError_t cudaFree(void* memory) {
-  std::free(memory);
+  cuda_emulator::Free(memory);
   return cudaSuccess;
 }
 cudaError_t cudaFreeHost(void* memory) { return cudaFree(memory); }
@@ -182,7 +222,7 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
   return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
-  cuda_emulator::RunOrRecord(stream, [=] { std::memset(to, value, bytes); });
+  cuda_emulator::RunOrRecord(stream, [=] { cuda_emulator::Set(to, value, bytes); });
   return cudaSuccess;
 }
 
