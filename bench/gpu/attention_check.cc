@@ -45,7 +45,9 @@ struct Case final {
   bool sink_logits = false;
   float scale = 0.0f;  // 0: 1 / sqrt(head_dim)
   bool ranges = false;
-  bool holes = false;  // some pages are not in the list
+  bool holes = false;   // some pages are not in the list
+  bool shapes = false;  // per chunk and kv head, instead of `shape`
+  bool masks = false;   // some tokens of pages are not in the list; for the plain kernel alone
 };
 
 std::mt19937 random_bits(12345);
@@ -83,6 +85,9 @@ class World final {
     MakeQueries();
     for (int head = 0; head < c.q_heads; ++head) sinks_.push_back(Uniform(2.0f));
     MakeRanges();
+    MakeShapesAndMasks();
+    shapes_data_.emplace(shapes_);
+    masks_data_.emplace(masks_);
     pool_data_.emplace(pool_);
     q_data_.emplace(q_);
     pages_data_.emplace(pages_);
@@ -114,9 +119,15 @@ class World final {
     return static_cast<size_t>(case_.q_heads * case_.head_dim) * DTypeBytes(case_.dtype);
   }
   PageLists lists() const {
-    return {pages_data_->data(), logical_data_->data(), offsets_data_->data(),
-            offsets_data_->data() + 1, static_cast<int64_t>(offsets_.size()) - 1};
+    return {pages_data_->data(),
+            logical_data_->data(),
+            offsets_data_->data(),
+            offsets_data_->data() + 1,
+            static_cast<int64_t>(offsets_.size()) - 1,
+            masks_data_->data()};
   }
+  // [chunks, kv_heads], or null.
+  const kernels::StaticShape* shapes() const { return shapes_data_->data(); }
   KeyRanges ranges() const {
     return {range_begin_data_->data(), range_end_data_->data(), range_offsets_data_->data(),
             range_offsets_data_->data() + 1, chunk_offsets_data_->data()};
@@ -184,12 +195,19 @@ class World final {
 
   bool Visible(size_t chunk, int query, int head, int key) const {
     const int position = chunks_[chunk].first_position + query;
-    const kernels::StaticShape& shape = case_.shape;
+    const auto kv_head = static_cast<size_t>(head / (case_.q_heads / case_.kv_heads));
+    const kernels::StaticShape& shape =
+        case_.shapes ? shapes_[chunk * heads_ + kv_head] : case_.shape;
     if (shape.window_tokens != 0 && key <= position - shape.window_tokens &&
         key >= shape.sink_tokens) {
       return false;
     }
     if (!listed_[chunk][static_cast<size_t>(key / case_.page_tokens)]) return false;
+    if (case_.masks) {
+      auto entry = static_cast<size_t>(offsets_[chunk]);
+      while (logical_[entry] != key / case_.page_tokens) ++entry;
+      if ((masks_[entry] >> (key % case_.page_tokens) & 1) == 0) return false;
+    }
     if (!case_.ranges) return true;
     const int tiles = (chunks_[chunk].rows + 63) / 64;
     const auto list = static_cast<size_t>(chunk_offsets_[chunk] + head * tiles + query / 64);
@@ -269,6 +287,17 @@ class World final {
     for (size_t i = 0; i < count; ++i) Put(&q_, case_.dtype, i, Uniform(4.0f));
   }
 
+  void MakeShapesAndMasks() {
+    const kernels::StaticShape kinds[] = {{0, 0}, {70, 5}, {1, 0}, {130, 64}, {333, 20}};
+    for (size_t i = 0; case_.shapes && i < case_.spans.size() * heads_; ++i) {
+      shapes_.push_back(kinds[i % 5]);
+    }
+    for (size_t i = 0; case_.masks && i < pages_.size(); ++i) {
+      const uint64_t low = random_bits() & (i % 2 == 0 ? 0xffffffff : 0xffff);
+      masks_.push_back(low | uint64_t{random_bits()} << 32 | 1);
+    }
+  }
+
   void MakeRanges() {
     for (const PrefillChunk& chunk : chunks_) {
       chunk_offsets_.push_back(static_cast<int64_t>(range_offsets_.size()) - 1);
@@ -297,12 +326,16 @@ class World final {
   std::vector<std::vector<bool>> listed_;
   std::vector<std::vector<float>> k_, v_;  // [sequence][token, kv_head, head_dim], as stored
   std::vector<float> sinks_;
+  std::vector<kernels::StaticShape> shapes_;
+  std::vector<uint64_t> masks_;
   std::vector<PrefillChunk> chunks_;
   std::optional<DeviceVector<std::byte>> pool_data_, q_data_;
   std::optional<DeviceVector<int32_t>> pages_data_, logical_data_;
   std::optional<DeviceVector<int32_t>> range_begin_data_, range_end_data_;
   std::optional<DeviceVector<int64_t>> offsets_data_, range_offsets_data_, chunk_offsets_data_;
   std::optional<DeviceVector<float>> sinks_data_;
+  std::optional<DeviceVector<kernels::StaticShape>> shapes_data_;
+  std::optional<DeviceVector<uint64_t>> masks_data_;
 };
 
 // Memory for the results, poisoned, on the device.
@@ -346,6 +379,7 @@ Outputs RunPrefill(const World& world, const Case& c, const std::vector<PrefillC
                   .lists = lists,
                   .ranges = ranges,
                   .params = world.params(),
+                  .shapes = world.shapes(),
                   .out = outputs.out(),
                   .lse = outputs.lse()}));
   outputs.Fetch();
@@ -478,11 +512,13 @@ bool CheckFunction(const World& world, const Case& c,
     }
   }
   int differing = 0;
-  for (int trial = 0; !c.ranges && trial < 3; ++trial) {
+  // Ranges and shapes belong to chunks.
+  const bool whole = c.ranges || c.shapes;
+  for (int trial = 0; !whole && trial < 3; ++trial) {
     differing += Differing(world, outputs, RunCut(world, c, function));
   }
   const bool simple = std::strcmp(kernel, "simple") == 0;
-  if (!c.ranges && simple) differing += Differing(world, outputs, RunDecode(world, c));
+  if (!whole && simple) differing += Differing(world, outputs, RunDecode(world, c));
   const bool untouched = RestUntouched(world, outputs);
   const double limit = c.dtype == DType::kF32 ? 5e-6 : c.dtype == DType::kF16 ? 1e-3 : 5e-3;
   const bool ok = errors.relative() <= limit && errors.lse <= 1e-4 && untouched && differing == 0;
@@ -526,6 +562,9 @@ std::vector<Case> Cases() {
         c.softcap = 5.0f, c.shape = {90, 20}, c.head_dim = 64;
       });
       add("long", [](Case& c) { c.spans = {{8000, 8260}}, c.q_heads = 2, c.kv_heads = 1; });
+      add("shapes", [](Case& c) { c.shapes = true, c.q_heads = 6, c.kv_heads = 3; });
+      add("shapes, ranges", [](Case& c) { c.shapes = c.ranges = true, c.head_dim = 64; });
+      add("masks", [](Case& c) { c.masks = c.holes = true; });
       add("66 chunks", [](Case& c) {
         c.spans.assign(66, {3, 20}), c.q_heads = 2, c.kv_heads = 1, c.head_dim = 64;
       });
@@ -556,7 +595,7 @@ int Main(int stride) {
     const World world(c);
     const auto references = world.References();
     failures += CheckFunction(world, c, references, "simple", simple) ? 0 : 1;
-    if (c.dtype == DType::kF32 || c.scale < 0.0f || c.head_dim == 48) continue;
+    if (c.dtype == DType::kF32 || c.scale < 0.0f || c.head_dim == 48 || c.masks) continue;
     failures += CheckFunction(world, c, references, "sm80", plain) ? 0 : 1;
     if (traits.major >= 9) failures += CheckFunction(world, c, references, "bulk", bulk) ? 0 : 1;
   }

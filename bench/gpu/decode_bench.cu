@@ -2,9 +2,9 @@
 // says otherwise. Every launch reads random pages of another part of a pool far larger than L2, by
 // the same lists, as the layers of a step do.
 //
-// decode_bench [name prefix]: per case the time of a launch within a graph of many (median and 10th
-// to 90th percentile of replays), the rate of K and V bytes and its share of 4.2 TB/s; then the
-// same in deterministic mode, and the time between two events around one launch.
+// decode_bench [part of a name]: per case the time of a launch within a graph of many (median and
+// 10th to 90th percentile of replays), the rate of K and V bytes and its share of 4.2 TB/s; then
+// the same in deterministic mode, and the time between two events around one launch.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -35,6 +35,7 @@ struct Case final {
   int head_dim = 128;
   int page_tokens = 64;
   bool lists_per_head = true;
+  int unit_tokens = 0;  // lists have masks: tokens are taken in units of so many; 0: in pages
 };
 
 __global__ void FillRandom(uint16_t* data, int64_t count) {
@@ -52,24 +53,38 @@ __global__ void FillRandom(uint16_t* data, int64_t count) {
 struct ListSet final {
   std::vector<int32_t> pages, logical;
   std::vector<int64_t> begins, ends;
+  std::vector<uint64_t> masks;  // of the pages, or empty
 };
+
+// Adds a unit of `unit_tokens`, of a page of its own or of the last one.
+void AddUnit(int unit, int unit_tokens, const Case& test, int page, ListSet* set) {
+  const int logical = unit * unit_tokens / test.page_tokens;
+  const bool same_page = static_cast<int64_t>(set->pages.size()) > set->begins.back() &&
+                         set->logical.back() == logical;
+  if (!same_page) {
+    set->pages.push_back(page);
+    set->logical.push_back(logical);
+    if (test.unit_tokens > 0) set->masks.push_back(0);
+  }
+  if (test.unit_tokens == 0) return;
+  const uint64_t tokens = unit_tokens == 64 ? ~uint64_t{0} : (uint64_t{1} << unit_tokens) - 1;
+  set->masks.back() |= tokens << unit * unit_tokens % test.page_tokens;
+}
 
 ListSet MakeLists(const Case& test, int pool_pages, std::mt19937& random) {
   ListSet set;
   const int per_row = test.lists_per_head ? test.kv_heads : 1;
-  std::vector<int> positions(static_cast<size_t>(test.context / test.page_tokens));
-  std::iota(positions.begin(), positions.end(), 0);
+  const int unit_tokens = test.unit_tokens > 0 ? test.unit_tokens : test.page_tokens;
+  std::vector<int> units(static_cast<size_t>(test.context / unit_tokens));
+  std::iota(units.begin(), units.end(), 0);
   std::uniform_int_distribution<int> any_page(0, pool_pages - 1);
   for (int tokens : test.tokens) {
-    const int count = (tokens + test.page_tokens - 1) / test.page_tokens;
+    const int count = (tokens + unit_tokens - 1) / unit_tokens;
     for (int list = 0; list < per_row; ++list) {
       std::vector<int> chosen;
-      std::sample(positions.begin(), positions.end(), std::back_inserter(chosen), count, random);
+      std::sample(units.begin(), units.end(), std::back_inserter(chosen), count, random);
       set.begins.push_back(static_cast<int64_t>(set.pages.size()));
-      for (int logical : chosen) {
-        set.pages.push_back(any_page(random));
-        set.logical.push_back(logical);
-      }
+      for (int unit : chosen) AddUnit(unit, unit_tokens, test, any_page(random), &set);
       set.ends.push_back(static_cast<int64_t>(set.pages.size()));
     }
   }
@@ -90,9 +105,11 @@ class Runner final {
     FillRandom<<<64, 256>>>(q_.data(), static_cast<int64_t>(q_.size()));
     Check(cudaMemset(workspace_.data(), 0, workspace_.size()), "cudaMemset");
     pool_ = {pool, DType::kBF16, 0, test.kv_heads, test.head_dim, test.page_tokens};
+    const int unit_tokens = test.unit_tokens > 0 ? test.unit_tokens : test.page_tokens;
     for (int tokens : test.tokens) {
-      bytes_ += static_cast<double>((tokens + test.page_tokens - 1) / test.page_tokens) *
-                static_cast<double>(pool_.SlabBytes()) * test.kv_heads;
+      bytes_ += static_cast<double>((tokens + unit_tokens - 1) / unit_tokens) *
+                static_cast<double>(pool_.SlabBytes() / test.page_tokens * unit_tokens) *
+                test.kv_heads;
     }
     layers_ = std::max(1, static_cast<int>(std::ceil(kRotateBytes / bytes_)));
     pool_.pages = kPoolBytes / layers_ / (pool_.SlabBytes() * test.kv_heads);
@@ -131,9 +148,14 @@ class Runner final {
  private:
   struct DeviceLists final {
     explicit DeviceLists(const ListSet& set)
-        : pages(set.pages), logical(set.logical), begins(set.begins), ends(set.ends) {}
+        : pages(set.pages),
+          logical(set.logical),
+          begins(set.begins),
+          ends(set.ends),
+          masks(set.masks) {}
     DeviceVector<int32_t> pages, logical;
     DeviceVector<int64_t> begins, ends;
+    DeviceVector<uint64_t> masks;
   };
 
   void Launch(int layer, bool deterministic) {
@@ -145,8 +167,12 @@ class Runner final {
     args.pool.data = static_cast<std::byte*>(pool_.data) + layer * pool_.Bytes();
     args.positions = TensorView(positions_.data(), DType::kI32, {rows_});
     args.lists_per_row = test_.lists_per_head ? test_.kv_heads : 1;
-    args.lists = {lists.pages.data(), lists.logical.data(), lists.begins.data(), lists.ends.data(),
-                  static_cast<int64_t>(lists.begins.size())};
+    args.lists = {lists.pages.data(),
+                  lists.logical.data(),
+                  lists.begins.data(),
+                  lists.ends.data(),
+                  static_cast<int64_t>(lists.begins.size()),
+                  lists.masks.data()};
     args.params.scale = 1.0f / std::sqrt(static_cast<float>(test_.head_dim));
     Check(kernels::cuda::AttendDecodePaged(
         args, traits_, deterministic, {workspace_.data(), static_cast<int64_t>(workspace_.size())},
@@ -207,6 +233,19 @@ std::vector<Case> Cases() {
   cases.push_back({.name = "B=8 4096 dim 96", .tokens = Rows(8, 4096), .head_dim = 96});
   cases.push_back(
       {.name = "B=8 4096 dim 256 16/8", .tokens = Rows(8, 4096), .q_heads = 16, .head_dim = 256});
+  // Budgets in units, scattered over pages of 64.
+  for (int rows : {1, 8}) {
+    for (int unit_tokens : {64, 16, 1}) {
+      cases.push_back(
+          {.name = "B=" + std::to_string(rows) + " 4096 in units of " + std::to_string(unit_tokens),
+           .tokens = Rows(rows, 4096),
+           .unit_tokens = unit_tokens});
+    }
+  }
+  cases.push_back({.name = "B=8 4096 in units of 16, page 16",
+                   .tokens = Rows(8, 4096),
+                   .page_tokens = 16,
+                   .unit_tokens = 16});
   return cases;
 }
 
@@ -217,7 +256,7 @@ void Report(const Case& test, void* pool) {
   const Timing alone = runner.Alone();
   const double rate = runner.bytes() / (graph.median_ms * 1e-3);
   std::printf(
-      "%-26s %8.1f us (%.1f-%.1f) %5.2f TB/s %5.1f %%  det %8.1f us (%+.1f %%)  alone %.1f us\n",
+      "%-32s %8.1f us (%.1f-%.1f) %5.2f TB/s %5.1f %%  det %8.1f us (%+.1f %%)  alone %.1f us\n",
       test.name.c_str(), graph.median_ms * 1e3, graph.low_ms * 1e3, graph.high_ms * 1e3,
       rate * 1e-12, 100.0 * rate / kCopyRate, fixed.median_ms * 1e3,
       100.0 * (fixed.median_ms / graph.median_ms - 1.0), alone.median_ms * 1e3);
@@ -229,12 +268,12 @@ void Report(const Case& test, void* pool) {
 
 int main(int argc, char** argv) {
   using namespace lacuna::bench;
-  const char* prefix = argc > 1 ? argv[1] : "";
+  const char* part = argc > 1 ? argv[1] : "";
   DeviceVector<uint16_t> pool(static_cast<size_t>(kPoolBytes / 2));
   FillRandom<<<1024, 256>>>(pool.data(), kPoolBytes / 2);
   Check(cudaDeviceSynchronize(), "FillRandom");
   for (const auto& test : Cases()) {
-    if (test.name.starts_with(prefix)) Report(test, pool.data());
+    if (test.name.find(part) != std::string::npos) Report(test, pool.data());
   }
   return 0;
 }

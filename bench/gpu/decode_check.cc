@@ -1,6 +1,7 @@
 // Checks paged decode attention on this GPU against double precision on the host: odd lengths,
-// groups, head sizes, windows, sinks, caps, lists per head, empty rows; that a run repeats its
-// bits, under a graph too; and that deterministic bits do not depend on the batch.
+// groups, head sizes, windows, sinks, caps, lists per head, token masks, shapes per row and head,
+// dropped keys, empty rows; that a run repeats its bits, under a graph too; that deterministic bits
+// do not depend on the batch; and that full masks and shapes as the parameters have change no bit.
 //
 // decode_check [part of a name]: prints one line per failing case, and the worst errors; exit
 // status 1 on a failure.
@@ -33,6 +34,10 @@ struct Case final {
   DType dtype = DType::kBF16;
   bool lists_per_head = false;
   double keep = 1.0;         // share of the pages that a list holds
+  int unit_tokens = 0;       // masks list half of the runs of so many tokens; 0: no masks
+  bool neutral = false;      // full masks, shapes as below, nothing dropped
+  bool shapes = false;       // per row and kv head
+  bool dropped = false;      // dropped_lse
   bool from_middle = false;  // odd rows ask from the middle of their sequence
   int window_tokens = 0;
   int sink_tokens = 0;
@@ -78,9 +83,13 @@ class World final {
   std::vector<std::vector<int>> tables_;   // [row][logical page]
   std::vector<int32_t> positions_, pages_, logical_;
   std::vector<int64_t> begins_, ends_;
-  std::vector<float> sinks_;
+  std::vector<uint64_t> masks_;  // of pages_, or empty
+  std::vector<float> sinks_, dropped_;
+  std::vector<kernels::StaticShape> shapes_;  // [row, kv_head], or empty
 
  private:
+  bool Masked() const { return test_.unit_tokens > 0 || test_.neutral; }
+  uint64_t RandomMask();
   std::vector<uint16_t> RandomBits(size_t count, float spread) {
     std::normal_distribution<float> normal(0.0f, spread);
     std::vector<uint16_t> bits(count);
@@ -133,6 +142,22 @@ void World::MakePool() {
   }
 }
 
+// Runs of unit_tokens, each listed or not; never nothing.
+uint64_t World::RandomMask() {
+  const uint64_t page =
+      test_.page_tokens == 64 ? ~uint64_t{0} : (uint64_t{1} << test_.page_tokens) - 1;
+  if (test_.unit_tokens == 0) return page;
+  uint64_t mask = 0;
+  while (mask == 0) {
+    for (int token = 0; token < test_.page_tokens; ++token) {
+      const bool starts = token % test_.unit_tokens == 0;
+      const bool listed = starts ? random_() % 2 == 0 : (mask >> (token - 1) & 1) != 0;
+      if (listed) mask |= uint64_t{1} << token;
+    }
+  }
+  return random_() % 4 == 0 ? page : mask;
+}
+
 void World::MakeLists() {
   std::uniform_real_distribution<double> uniform(0.0, 1.0);
   for (size_t row = 0; row < Rows(); ++row) {
@@ -144,10 +169,23 @@ void World::MakeLists() {
         if (uniform(random_) >= test_.keep) continue;
         pages_.push_back(tables_[row][page]);
         logical_.push_back(static_cast<int32_t>(page));
+        if (Masked()) masks_.push_back(RandomMask());
       }
       ends_.push_back(static_cast<int64_t>(pages_.size()));
       pages_.push_back(-1);  // a gap between the lists, never read
       logical_.push_back(-1);
+      if (Masked()) masks_.push_back(0);
+    }
+    for (int head = 0; head < test_.kv_heads; ++head) {
+      const kernels::StaticShape shapes[] = {{0, 0}, {70, 5}, {1, 0}, {130, 64}, {333, 20}};
+      if (test_.shapes) shapes_.push_back(shapes[(static_cast<int>(row) + 2 * head) % 5]);
+      if (test_.neutral) shapes_.push_back({test_.window_tokens, test_.sink_tokens});
+    }
+    for (size_t head = 0; head < Heads(); ++head) {
+      if (test_.neutral) dropped_.push_back(-INFINITY);
+      if (test_.dropped) {
+        dropped_.push_back(head % 3 == 0 ? -INFINITY : static_cast<float>(random_() % 12) - 6.0f);
+      }
     }
   }
 }
@@ -166,16 +204,20 @@ std::vector<double> World::Reference() const {
       for (size_t d = 0; d < dim; ++d) {
         q.push_back(double{FromBits(q_[(row * Heads() + head) * dim + d], test_.dtype)});
       }
+      const kernels::StaticShape shape =
+          shapes_.empty() ? kernels::StaticShape{test_.window_tokens, test_.sink_tokens}
+                          : shapes_[row * kv_heads + kv];
       std::vector<int> keys;
       std::vector<double> scores;
       for (int64_t i = begins_[list]; i < ends_[list]; ++i) {
         const int first = logical_[static_cast<size_t>(i)] * test_.page_tokens;
         for (int key = first; key < first + test_.page_tokens; ++key) {
           const int position = positions_[row];
-          if (key > position || (test_.window_tokens > 0 && key <= position - test_.window_tokens &&
-                                 key >= test_.sink_tokens)) {
+          if (key > position || (shape.window_tokens > 0 && key <= position - shape.window_tokens &&
+                                 key >= shape.sink_tokens)) {
             continue;
           }
+          if (Masked() && (masks_[static_cast<size_t>(i)] >> (key - first) & 1) == 0) continue;
           const float* k = k_[row].data() + (static_cast<size_t>(key) * kv_heads + kv) * dim;
           double score = 0.0;
           for (size_t d = 0; d < dim; ++d) score += q[d] * k[d];
@@ -190,7 +232,8 @@ std::vector<double> World::Reference() const {
       double sum = 0.0;
       for (double score : scores) sum += std::exp(score - top);
       lse[row * Heads() + head] = top + std::log(sum);
-      const double below = sum + (sinks_.empty() ? 0.0 : std::exp(sinks_[head] - top));
+      double below = sum + (sinks_.empty() ? 0.0 : std::exp(sinks_[head] - top));
+      if (!dropped_.empty()) below += std::exp(double{dropped_[row * Heads() + head]} - top);
       for (size_t i = 0; i < keys.size(); ++i) {
         const double weight = std::exp(scores[i] - top) / below;
         const float* v = v_[row].data() + (static_cast<size_t>(keys[i]) * kv_heads + kv) * dim;
@@ -218,6 +261,9 @@ class OnDevice final {
         logical_(world.logical_),
         begins_(world.begins_),
         ends_(world.ends_),
+        masks_(world.masks_),
+        shapes_(world.shapes_),
+        dropped_(world.dropped_),
         workspace_(static_cast<size_t>(
             DecodeWorkspaceBytes(traits_, static_cast<int64_t>(world.Rows()) + 3,
                                  world.test_.q_heads, world.test_.head_dim))) {
@@ -286,6 +332,13 @@ class OnDevice final {
     args.params.softcap = test.softcap;
     args.params.sink_logits = test.sink_logits ? sinks_.data() : nullptr;
     args.params.shape = {test.window_tokens, test.sink_tokens};
+    if (masks_.size() > 0) args.lists.masks = masks_.data();
+    if (shapes_.size() > 0)
+      args.shapes = shapes_.data() + first * static_cast<size_t>(test.kv_heads);
+    if (dropped_.size() > 0) {
+      args.dropped_lse =
+          TensorView(dropped_.data() + first * world_.Heads(), DType::kF32, {rows, test.q_heads});
+    }
     return args;
   }
 
@@ -295,6 +348,9 @@ class OnDevice final {
   DeviceVector<float> lse_, sinks_;
   DeviceVector<int32_t> positions_, pages_, logical_;
   DeviceVector<int64_t> begins_, ends_;
+  DeviceVector<uint64_t> masks_;
+  DeviceVector<kernels::StaticShape> shapes_;
+  DeviceVector<float> dropped_;
   DeviceVector<std::byte> workspace_;
   cudaStream_t stream_ = nullptr;
 };
@@ -333,6 +389,21 @@ bool SameRow(const World& world, const OnDevice::Result& a, const OnDevice::Resu
              0;
 }
 
+// Whether full masks and the like leave the bits as they are.
+bool NeutralChangesNothing(const Case& test, uint32_t seed) {
+  Case neutral = test;
+  neutral.neutral = true;
+  const World plain_world(test, seed), neutral_world(neutral, seed);
+  OnDevice plain(plain_world), same(neutral_world);
+  for (const bool deterministic : {false, true}) {
+    if (!(plain.Run(0, plain_world.Rows(), deterministic, false) ==
+          same.Run(0, plain_world.Rows(), deterministic, false))) {
+      return false;
+    }
+  }
+  return true;
+}
+
 // True when all is well; adds to `worst`.
 bool RunCase(const Case& test, uint32_t seed, Errors* worst) {
   const World world(test, seed);
@@ -359,6 +430,8 @@ bool RunCase(const Case& test, uint32_t seed, Errors* worst) {
     if (!device.CountersZero()) wrong += " counters";
     if (!wrong.empty()) wrong += deterministic ? " [deterministic]" : " [default]";
   }
+  const bool plain = test.unit_tokens == 0 && !test.shapes && !test.dropped;
+  if (plain && !NeutralChangesNothing(test, seed)) wrong += " neutral fields";
   if (!wrong.empty()) std::printf("FAIL %s:%s\n", test.name.c_str(), wrong.c_str());
   return wrong.empty();
 }
@@ -430,6 +503,38 @@ std::vector<Case> Cases() {
                        .sink_logits = true,
                        .q_scale = 6.0f});
     }
+    for (int unit_tokens : {1, 16}) {
+      for (int head_dim : {32, 80, 96, 128, 256}) {
+        cases.push_back({.name = "masks of " + std::to_string(unit_tokens) + page,
+                         .lengths = {3000, 1, 700, 0, 64, 5000},
+                         .head_dim = head_dim,
+                         .page_tokens = page_tokens,
+                         .lists_per_head = head_dim != 128,
+                         .keep = 0.6,
+                         .unit_tokens = unit_tokens,
+                         .from_middle = true});
+      }
+      cases.push_back({.name = "masks of " + std::to_string(unit_tokens) + " and the rest" + page,
+                       .lengths = {3000, 1, 700, 64, 5000, 2111},
+                       .q_heads = 32,
+                       .kv_heads = 8,
+                       .page_tokens = page_tokens,
+                       .lists_per_head = true,
+                       .keep = 0.6,
+                       .unit_tokens = unit_tokens,
+                       .shapes = true,
+                       .dropped = true,
+                       .from_middle = true,
+                       .sink_logits = true});
+    }
+    cases.push_back({.name = "shapes and dropped keys" + page,
+                     .lengths = {3000, 1, 700, 64, 5000, 2111},
+                     .q_heads = 40,
+                     .kv_heads = 2,
+                     .page_tokens = page_tokens,
+                     .shapes = true,
+                     .dropped = true,
+                     .from_middle = true});
     cases.push_back({.name = "sharp scores" + page,
                      .lengths = {3000, 500},
                      .page_tokens = page_tokens,

@@ -36,6 +36,7 @@ struct PrefillShape final {
   int kv_heads = 2;
   std::vector<ChunkShape> chunks{};
   StaticShape shape{};
+  bool shapes_per_head = false;  // of each chunk, instead of `shape`
   float softcap = 0.0f;
   bool sink_logits = false;
   RangeKind ranges = RangeKind::kNone;
@@ -90,6 +91,7 @@ class PrefillCase final {
   void MakeQueries(std::mt19937& random);
   void MakeSequences(std::mt19937& random);
   void MakeRanges(std::mt19937& random);
+  StaticShape ShapeOf(size_t chunk, int kv_head) const;
   bool Visible(size_t chunk, int row, int head, int key) const;
   void ReferenceRow(size_t chunk, int row, int head, Outputs* out) const;
 
@@ -104,6 +106,7 @@ class PrefillCase final {
   std::vector<int64_t> range_begins_, range_ends_, range_offsets_;
   KeyRanges device_ranges_;
   PageLists device_lists_;
+  StaticShape* device_shapes_ = nullptr;
   DeviceArray q_memory_, out_memory_, lse_memory_, pool_memory_, sink_memory_;
   std::vector<DeviceArray> tables_;
 };

@@ -72,6 +72,20 @@ std::vector<Named> Cases() {
                         .shape = {700, 33},
                         .sink_logits = true,
                         .ranges = RangeKind::kGranules});
+  const std::vector<ChunkShape> mixed = {{300, 1500}, {64, 700}, {33, 0, 2}, {140, 900}, {1, 350}};
+  add("shapes", {.q_heads = 12, .kv_heads = 6, .chunks = mixed, .shapes_per_head = true});
+  add("shapes d64", {.head_dim = 64,
+                     .q_heads = 12,
+                     .kv_heads = 6,
+                     .chunks = mixed,
+                     .shapes_per_head = true,
+                     .softcap = 5.0f});
+  add("shapes ranges", {.q_heads = 6,
+                        .kv_heads = 3,
+                        .chunks = mixed,
+                        .shapes_per_head = true,
+                        .sink_logits = true,
+                        .ranges = RangeKind::kGranules});
   add("holes", {.chunks = {{100, 2300}, {100, 0}}, .lists = ListKind::kHoles});
   add("holes ranges",
       {.chunks = {{150, 4000}}, .ranges = RangeKind::kGranules, .lists = ListKind::kHoles});
@@ -168,6 +182,27 @@ bool CheckPieces(int head_dim, StaticShape shape, const std::vector<int>& pieces
   return ok;
 }
 
+// Ranges that hold every key, and shapes as the parameters have, change no bit.
+bool CheckNeutral(int head_dim, StaticShape shape) {
+  const PrefillShape plain{
+      .head_dim = head_dim, .chunks = {{300, 2000}, {64, 100}, {130, 0}}, .shape = shape};
+  PrefillShape full = plain;
+  full.ranges = RangeKind::kGranules;
+  full.density = 2.0;  // all of them
+  PrefillCase problem(plain), ranged(full);
+  const std::vector<StaticShape> shapes(plain.chunks.size() * 2, shape);
+  const DeviceArray shapes_memory(shapes.data(), shapes.size() * sizeof(StaticShape));
+  AttendPrefillArgs args = ranged.Args();
+  args.shapes = static_cast<const StaticShape*>(shapes_memory.data());
+  problem.PoisonOutputs();
+  ranged.PoisonOutputs();
+  if (!Attend(problem.Args()) || !Attend(args)) return false;
+  const bool ok = problem.Fetch().bits == ranged.Fetch().bits;
+  std::printf("full ranges and shapes, D=%d, window %d: %s\n", head_dim, shape.window_tokens,
+              ok ? "same bits" : "FAILED");
+  return ok;
+}
+
 int Main(int argc, char** argv) {
   bool ok = true;
   for (const Named& named : Cases()) {
@@ -177,6 +212,10 @@ int Main(int argc, char** argv) {
   }
   ok = CheckPieces(128, {}, {1, 63, 100, 128, 37, 300, 5, 256}) && ok;
   ok = CheckPieces(64, {90, 4}, {17, 64, 128, 333, 50}) && ok;
+  for (const int head_dim : {64, 128}) {
+    ok = CheckNeutral(head_dim, {}) && ok;
+    ok = CheckNeutral(head_dim, {200, 5}) && ok;
+  }
   std::printf(ok ? "all ok\n" : "SOME FAILED\n");
   return ok ? 0 : 1;
 }
