@@ -16,7 +16,8 @@ struct ChooseShared final {
   Cutter::Shared cutter;
 };
 
-// One (row, owner) of a ChooseKernel.
+// One (row, owner) of a ChooseKernel. kPerHead: SelectKeysCall::per_head.
+template <bool kPerHead>
 class Chooser final {
  public:
   __device__ Chooser(const SelectKeysCall& call, const ChooseScratch& scratch, const RowPlan& plan,
@@ -40,7 +41,7 @@ class Chooser final {
   // Chooses, and makes the list where this block is to. Returns the share of the mass.
   __device__ void Choose(bool lists) {
     ClearBehind();
-    if (!call_.per_head) return ChooseTogether(lists);
+    if constexpr (!kPerHead) return ChooseTogether(lists);
     if (call_.path.reduce == ReduceKind::kRoundRobin) {
       ChooseInTurn();
     } else {
@@ -174,6 +175,7 @@ class Chooser final {
 };
 
 // Grid: (owners, rows of the group).
+template <bool kPerHead>
 __global__ void __launch_bounds__(kChooseThreads, 1)
     ChooseKernel(const __grid_constant__ SelectKeysCall call,
                  const __grid_constant__ ChooseScratch scratch, KeyCache cache, bool lists) {
@@ -186,7 +188,7 @@ __global__ void __launch_bounds__(kChooseThreads, 1)
   const RowPlan plan = PlanRow(call, row);
   const bool chooses = plan.act == RowPlan::Act::kChoose && OwnerChooses(call, row, owner);
   if (!chooses && !lists) return;
-  Chooser chooser(call, scratch, plan, row, owner, cache, cached, shared);
+  Chooser<kPerHead> chooser(call, scratch, plan, row, owner, cache, cached, shared);
   if (chooses) {
     chooser.Choose(lists);
   } else {
@@ -255,11 +257,12 @@ Status ChooseKeys(const SelectKeysCall& call, const DeviceTraits& traits, const 
   }
   const bool lists = call.path.owner == OwnerKind::kKvHead && !call.refines;
   const KeyCache cache = CacheFor(traits, call.units_stride, sizeof(ChooseShared), 0);
+  const auto kernel = call.per_head ? ChooseKernel<true> : ChooseKernel<false>;
   LACUNA_CUDA_RETURN_IF_ERROR(cudaFuncSetAttribute(
-      ChooseKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(cache.bytes())));
+      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(cache.bytes())));
   const dim3 grid(static_cast<unsigned>(call.owners), static_cast<unsigned>(call.group_rows));
-  LACUNA_RETURN_IF_ERROR(Launch(ChooseKernel, grid, dim3(kChooseThreads), cache.bytes(), stream,
-                                call, scratch, cache, lists));
+  LACUNA_RETURN_IF_ERROR(Launch(kernel, grid, dim3(kChooseThreads), cache.bytes(), stream, call,
+                                scratch, cache, lists));
   if (call.refines) {
     LACUNA_RETURN_IF_ERROR(ScoreSurvivors(call, scratch, traits, stream));
     LACUNA_RETURN_IF_ERROR(RefineChoices(call, scratch, traits, stream));

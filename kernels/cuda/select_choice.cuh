@@ -15,6 +15,30 @@ namespace lacuna::kernels::cuda {
 // exp(x) for x <= 0.
 __device__ inline float ExpOf(float x) { return Exp2(x * 1.4426950408889634f); }
 
+// A walk down a ranking until a share of all mass is reached; forced units come first.
+struct MassWalk final {
+  uint64_t forced_mass, mass;  // of forced units, of those that compete
+  float p;
+  bool inclusive;   // the unit that reaches it is kept
+  bool keep_first;  // the best unit is kept in any case
+};
+// How many units the walk keeps. Returns whether it has found the cut as well.
+__device__ inline bool CutOfMass(const KeyRow& row, const CutDomain& domain, Cutter& cutter,
+                                 const MassWalk& walk, int& count, uint64_t& cut) {
+  const uint64_t target = __double2ull_rn(static_cast<double>(walk.p) *
+                                          static_cast<double>(walk.forced_mass + walk.mass));
+  if (walk.forced_mass >= target || walk.mass == 0) {
+    count = walk.keep_first ? 1 : 0;
+    return false;
+  }
+  const uint64_t wanted = min(target - walk.forced_mass, walk.mass);
+  const CutReach reach = cutter.ReachMass(row, domain, wanted);
+  const bool keeps = walk.inclusive || (reach.before == 0 && walk.keep_first);
+  count = static_cast<int>(reach.before) + (keeps ? 1 : 0);
+  cut = keeps ? reach.rank : reach.rank + 1;
+  return true;
+}
+
 // What is known of a row of unit scores once it has been read.
 struct UnitSummary final {
   CutDomain between;  // units that are not forced
@@ -68,8 +92,10 @@ class UnitCutter final {
     uint64_t cut = 0;
     bool cuts = false;  // `cut` is that of `count`
     if (path_.select == SelectKind::kTopP) {
-      cut = CutOfMass(row, summary, count);
-      cuts = true;
+      const bool keep_first =
+          summary.between.count() == what_.counts.units && what_.counts.units > 0;
+      const MassWalk walk{summary.forced_mass, summary.mass, what_.p, path_.inclusive, keep_first};
+      cuts = CutOfMass(row, summary.between, cutter_, walk, count, cut);
     } else if (path_.select == SelectKind::kThreshold) {
       count = summary.at_least;
       cut = count == 0 ? kCutNone : static_cast<uint64_t>(OrderKey(Threshold())) << 32;
@@ -84,22 +110,6 @@ class UnitCutter final {
  private:
   // A head's own threshold has been taken from its scores.
   __device__ float Threshold() const { return path_.head_thresholds ? 0.0f : what_.threshold; }
-
-  // Forced units come first in the walk.
-  __device__ uint64_t CutOfMass(const KeyRow& row, const UnitSummary& summary, int& count) const {
-    const bool keep_first = summary.between.count() == what_.counts.units && what_.counts.units > 0;
-    const uint64_t target = __double2ull_rn(
-        static_cast<double>(what_.p) * static_cast<double>(summary.forced_mass + summary.mass));
-    if (summary.forced_mass >= target || summary.mass == 0) {
-      count = keep_first ? 1 : 0;
-      return cutter_.CutOfCount(row, summary.between, count);
-    }
-    const uint64_t wanted = min(target - summary.forced_mass, summary.mass);
-    const CutReach reach = cutter_.ReachMass(row, summary.between, wanted);
-    const bool keeps = path_.inclusive || (reach.before == 0 && keep_first);
-    count = static_cast<int>(reach.before) + (keeps ? 1 : 0);
-    return keeps ? reach.rank : reach.rank + 1;
-  }
 
   const DecodePath& path_;
   const SelectRow& what_;

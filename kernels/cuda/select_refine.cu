@@ -233,17 +233,9 @@ class Refiner final {
     bool cuts = false;  // `cut` is that of `count`
     if (call_.path.refine == RefineKind::kTopP) {
       const bool keep_first = what_.counts.sink_units + what_.counts.local_units == 0;
-      const uint64_t target = __double2ull_rn(static_cast<double>(what_.refine_p) *
-                                              static_cast<double>(forced_mass_ + mass_));
-      if (forced_mass_ >= target || mass_ == 0) {
-        count = keep_first ? 1 : 0;
-      } else {
-        const CutReach reach = cutter_.ReachMass(row, domain_, min(target - forced_mass_, mass_));
-        const bool keeps = call_.path.refine_inclusive || (reach.before == 0 && keep_first);
-        count = static_cast<int>(reach.before) + (keeps ? 1 : 0);
-        cut = keeps ? reach.rank : reach.rank + 1;
-        cuts = true;
-      }
+      const MassWalk walk{forced_mass_, mass_, what_.refine_p, call_.path.refine_inclusive,
+                          keep_first};
+      cuts = CutOfMass(row, domain_, cutter_, walk, count, cut);
     }
     const int limited = min(max(count, what_.counts.refine_units_min), domain_.count());
     if (cuts && limited == count) return cut;

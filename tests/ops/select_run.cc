@@ -20,73 +20,132 @@ SelectRun::SelectRun(SelectWorld& world, const DecodePath& path, std::vector<Row
   world.AddMetadata(path.refine_metadata);
 }
 
-SelectOutcome SelectRun::Run(int64_t begin, int64_t end, ChoiceStore& choices) {
-  const SelectShape& shape = world_.shape();
-  Backend& backend = world_.backend();
-  const int64_t rows = end - begin, lists = rows * shape.kv_heads;
-  const int64_t owners = path_.owner == OwnerKind::kLayer ? 1 : shape.kv_heads;
-  std::vector<int32_t> pages, logical, positions;
-  std::vector<int64_t> offsets{0};
-  std::vector<SelectRow> what;
-  std::vector<StaticShape> shapes;
+// What a call reads and writes, where its backend wants it.
+struct SelectRun::CallMemory final {
+  CallMemory(SelectRun& run, int64_t begin, int64_t end, const ChoiceStore& choices);
+
+  SelectKeysArgs Args(SelectRun& run);
+  SelectOutcome Read(const Status& status) const;
+
+  int64_t rows, lists, owners;
+  TestTensor queries;
+  std::vector<int32_t> page_ids, logical_pages, row_positions;
+  std::vector<int64_t> page_offsets{0};
+  std::vector<SelectRow> row_dials;
+  std::vector<StaticShape> row_shapes;
+
+  using Array32 = std::unique_ptr<TestArray<int32_t>>;
+  using Array64 = std::unique_ptr<TestArray<int64_t>>;
+  Array32 pages, logical, positions, out_pages, out_logical;
+  Array64 offsets, begins, ends;
+  std::unique_ptr<TestArray<SelectRow>> what;
+  std::unique_ptr<TestArray<StaticShape>> shapes;
+  std::unique_ptr<TestArray<float>> thresholds, kept_queries, dropped_lse;
+  std::unique_ptr<TestArray<uint64_t>> kept_masks, masks;
+  std::unique_ptr<TestArray<SelectStats>> stats;
+};
+
+SelectRun::CallMemory::CallMemory(SelectRun& run, int64_t begin, int64_t end,
+                                  const ChoiceStore& choices)
+    : rows(end - begin),
+      lists(rows * run.world_.shape().kv_heads),
+      owners(run.path_.owner == OwnerKind::kLayer ? 1 : run.world_.shape().kv_heads),
+      queries({&run.world_.backend(), true}, run.world_.backend().act_dtype(), rows, run.q_.dim()) {
+  const SelectShape& shape = run.world_.shape();
   for (int64_t i = begin; i < end; ++i) {
-    const RowCase& one = row(i);
-    world_.AppendTo(one.sequence, one.tokens);
+    const RowCase& one = run.row(i);
+    run.world_.AppendTo(one.sequence, one.tokens);
     for (int p = 0; p < CeilDiv(one.tokens, shape.page_tokens); ++p) {
-      pages.push_back(world_.page(one.sequence, p));
-      logical.push_back(p);
+      page_ids.push_back(run.world_.page(one.sequence, p));
+      logical_pages.push_back(p);
     }
-    offsets.push_back(static_cast<int64_t>(pages.size()));
-    positions.push_back(one.tokens - 1);
-    what.push_back(one.what);
+    page_offsets.push_back(static_cast<int64_t>(page_ids.size()));
+    row_positions.push_back(one.tokens - 1);
+    row_dials.push_back(one.what);
     for (int kv = 0; kv < shape.kv_heads; ++kv) {
-      shapes.push_back(one.shapes.empty() ? StaticShape{} : one.shapes[static_cast<size_t>(kv)]);
+      row_shapes.push_back(one.shapes.empty() ? StaticShape{}
+                                              : one.shapes[static_cast<size_t>(kv)]);
+    }
+    for (int64_t c = 0; c < run.q_.dim(); ++c) queries.set(i - begin, c, run.q_.at(i, c));
+  }
+  const auto make = [&]<typename T>(std::unique_ptr<TestArray<T>>& to,
+                                    const std::vector<T>& values) {
+    to = std::make_unique<TestArray<T>>(run.world_.backend(), values);
+  };
+  const auto count = static_cast<size_t>(lists), entries = count * kPagesMax;
+  make(pages, page_ids);
+  make(logical, logical_pages);
+  make(positions, row_positions);
+  make(offsets, page_offsets);
+  make(what, row_dials);
+  make(shapes, row_shapes);
+  make(thresholds, run.thresholds_);
+  make(kept_queries, choices.queries);
+  make(kept_masks, choices.masks);
+  make(out_pages, std::vector<int32_t>(entries, -1));
+  make(out_logical, std::vector<int32_t>(entries, -1));
+  make(masks, std::vector<uint64_t>(entries));
+  make(begins, std::vector<int64_t>(count, -1));
+  make(ends, std::vector<int64_t>(count, -1));
+  make(stats, std::vector<SelectStats>(count));
+  make(dropped_lse, std::vector<float>(static_cast<size_t>(rows * run.world_.q_heads()), -1.0f));
+}
+
+SelectKeysArgs SelectRun::CallMemory::Args(SelectRun& run) {
+  SelectWorld& world = run.world_;
+  SelectKeysArgs args;
+  args.q = queries.view3(world.q_heads());
+  args.pool = world.pool();
+  args.metadata = world.metadata(run.path_.metadata);
+  args.refine_metadata = world.metadata(run.path_.refine_metadata);
+  args.positions = TensorView(positions->device(), DType::kI32, {rows});
+  args.pages = {pages->device(), logical->device(), offsets->device(), offsets->device() + 1, rows};
+  args.path = run.path_;
+  args.rows = what->device();
+  args.thresholds = run.thresholds_.empty() ? nullptr : thresholds->device();
+  args.shapes = shapes->device();
+  args.scale = kScale;
+  args.choices = {kept_masks->device(), owners, kPagesMax, kept_queries->device()};
+  args.out = {out_pages->device(), out_logical->device(), masks->device(),
+              begins->device(),    ends->device(),        kPagesMax};
+  args.stats = stats->device();
+  args.dropped_lse =
+      TensorView(dropped_lse->device(), DType::kF32, {rows, int64_t{world.q_heads()}});
+  return args;
+}
+
+SelectOutcome SelectRun::CallMemory::Read(const Status& status) const {
+  SelectOutcome outcome;
+  outcome.stats = stats->Read();
+  outcome.dropped_lse = dropped_lse->Read();
+  const auto from = begins->Read(), to = ends->Read();
+  const auto page = out_pages->Read(), place = out_logical->Read();
+  const auto mask = masks->Read();
+  for (size_t i = 0; i < static_cast<size_t>(lists); ++i) {
+    auto& list = outcome.lists.emplace_back();
+    for (auto at = static_cast<size_t>(from[i]); status.ok() && at < static_cast<size_t>(to[i]);
+         ++at) {
+      list.push_back({page[at], place[at], mask[at]});
     }
   }
-  const auto slots = static_cast<size_t>(std::ranges::max(what, {}, &SelectRow::choice).choice + 1);
+  return outcome;
+}
+
+SelectOutcome SelectRun::Run(int64_t begin, int64_t end, ChoiceStore& choices) {
+  int32_t slot_last = 0;
+  for (int64_t i = begin; i < end; ++i) slot_last = std::max(slot_last, row(i).what.choice);
+  const int64_t owners = path_.owner == OwnerKind::kLayer ? 1 : world_.shape().kv_heads;
+  const auto slots = static_cast<size_t>(slot_last) + 1;
   choices.masks.resize(
       std::max(choices.masks.size(), slots * static_cast<size_t>(owners) * kPagesMax),
       0x5555555555555555u);
   choices.queries.resize(std::max(choices.queries.size(), slots * static_cast<size_t>(q_.dim())));
-  const size_t entries = static_cast<size_t>(lists) * kPagesMax;
-  std::vector<int32_t> out_pages(entries, -1), out_logical(entries, -1);
-  std::vector<uint64_t> masks(entries);
-  std::vector<int64_t> begins(static_cast<size_t>(lists), -1), ends(static_cast<size_t>(lists), -1);
-  TestTensor queries({&backend, true}, backend.act_dtype(), rows, q_.dim());
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t c = 0; c < q_.dim(); ++c) queries.set(r, c, q_.at(begin + r, c));
-  }
-  SelectOutcome outcome;
-  outcome.dropped_lse.resize(static_cast<size_t>(rows * world_.q_heads()), -1.0f);
-  outcome.stats.resize(static_cast<size_t>(lists));
-  SelectKeysArgs args;
-  args.q = queries.view3(world_.q_heads());
-  args.pool = world_.pool();
-  args.metadata = world_.metadata(path_.metadata);
-  args.refine_metadata = world_.metadata(path_.refine_metadata);
-  args.positions = TensorView(positions.data(), DType::kI32, {rows});
-  args.pages = {pages.data(), logical.data(), offsets.data(), offsets.data() + 1, rows};
-  args.path = path_;
-  args.rows = what.data();
-  args.thresholds = thresholds_.empty() ? nullptr : thresholds_.data();
-  args.shapes = shapes.data();
-  args.scale = kScale;
-  args.choices = {choices.masks.data(), owners, kPagesMax, choices.queries.data()};
-  args.out = {out_pages.data(), out_logical.data(), masks.data(),
-              begins.data(),    ends.data(),        kPagesMax};
-  args.stats = outcome.stats.data();
-  args.dropped_lse =
-      TensorView(outcome.dropped_lse.data(), DType::kF32, {rows, int64_t{world_.q_heads()}});
+  CallMemory memory(*this, begin, end, choices);
   Stream stream;
-  status_ = SelectKeys(backend, args, stream);
-  for (size_t i = 0; i < static_cast<size_t>(lists); ++i) {
-    auto& list = outcome.lists.emplace_back();
-    for (auto at = static_cast<size_t>(begins[i]);
-         status_.ok() && at < static_cast<size_t>(ends[i]); ++at) {
-      list.push_back({out_pages[at], out_logical[at], masks[at]});
-    }
-  }
-  return outcome;
+  status_ = SelectKeys(world_.backend(), memory.Args(*this), stream);
+  choices.masks = memory.kept_masks->Read();
+  choices.queries = memory.kept_queries->Read();
+  return memory.Read(status_);
 }
 
 void SelectRun::ExpectRow(int64_t i, const SelectOutcome& outcome, int64_t at,
