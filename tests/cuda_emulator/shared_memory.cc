@@ -1,7 +1,14 @@
 #include "tests/cuda_emulator/shared_memory.h"
 
+#include <dlfcn.h>
+#include <elf.h>
+
 #include <algorithm>
 #include <cstring>
+#include <fstream>
+#include <span>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "tests/cuda_emulator/block.h"
@@ -51,6 +58,31 @@ Shared& shared = *new Shared();
 
 alignas(1024) std::byte arena[kSharedBytesMax + kGuardBytes];
 
+// The sections of static shared variables (shadow/cuda_runtime.h), from the program's own headers.
+std::vector<std::span<std::byte>> FindStatics() {
+  std::vector<std::span<std::byte>> statics;
+  std::ifstream program("/proc/self/exe", std::ios::binary);
+  const auto read = [&](auto* to, uint64_t offset, size_t bytes) {
+    program.seekg(static_cast<std::streamoff>(offset));
+    program.read(reinterpret_cast<char*>(to), static_cast<std::streamsize>(bytes));
+  };
+  Elf64_Ehdr header{};
+  read(&header, 0, sizeof(header));
+  std::vector<Elf64_Shdr> sections(header.e_shnum);
+  read(sections.data(), header.e_shoff, sections.size() * sizeof(Elf64_Shdr));
+  if (!program || sections.empty()) return statics;
+  std::string names(sections[header.e_shstrndx].sh_size, '\0');
+  read(names.data(), sections[header.e_shstrndx].sh_offset, names.size());
+  Dl_info info{};
+  dladdr(reinterpret_cast<const void*>(&FindStatics), &info);
+  for (const Elf64_Shdr& section : sections) {
+    if (!std::string_view(names.c_str() + section.sh_name).starts_with("lacuna_shared")) continue;
+    statics.emplace_back(static_cast<std::byte*>(info.dli_fbase) + section.sh_addr,
+                         section.sh_size);
+  }
+  return statics;
+}
+
 // Both happen on a device: a copy that is early, and one that is late.
 bool Late() {
   shared.turn = shared.turn * 1664525u + 1013904223u;
@@ -80,6 +112,10 @@ void Finish(const Copy& copy) {
 
 void ResetShared(size_t dynamic_bytes, int threads) {
   shared.dynamic_bytes = dynamic_bytes;
+  static const auto& statics = *new auto(FindStatics());
+  for (const auto& variables : statics) {
+    std::memset(variables.data(), kFill, variables.size());
+  }
   std::memset(arena, kFill, dynamic_bytes);
   std::memset(arena + dynamic_bytes, kGuard, kGuardBytes);
   for (int i = 0; i < threads; ++i) {

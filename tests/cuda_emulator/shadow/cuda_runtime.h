@@ -11,9 +11,13 @@
 #include "tests/cuda_emulator/launch.h"
 #include "tests/cuda_emulator/warp.h"
 
-// One thread block runs at a time.
+// One thread block runs at a time. Sections of their own, so that the emulator finds the variables;
+// one for each, as a section cannot hold those of inline functions and of others.
+#define LACUNA_EMULATED_TEXT_OF(x) #x
+#define LACUNA_EMULATED_TEXT(x) LACUNA_EMULATED_TEXT_OF(x)
 #undef __shared__
-#define __shared__ static
+#define __shared__ \
+  static __attribute__((section("lacuna_shared" LACUNA_EMULATED_TEXT(__COUNTER__))))
 #define LACUNA_DYNAMIC_SHARED(alignment, type, name) \
   type* const name = reinterpret_cast<type*>(::cuda_emulator::DynamicShared())
 #undef __launch_bounds__
