@@ -118,7 +118,7 @@ class CudaBackend final : public Backend {
     return cuda::Sample(args, traits(), workspace(), device_->Native(stream));
   }
 
-  bool has_sparse_ops() const override { return false; }
+  bool has_sparse_ops() const override { return true; }
   Status AppendMetadata(const AppendMetadataArgs& args, Stream& stream) override {
     LACUNA_RETURN_IF_ERROR(device_->Enter());
     return cuda::AppendMetadata(args, device_->Native(stream));
