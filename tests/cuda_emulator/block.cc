@@ -1,5 +1,6 @@
 #include "tests/cuda_emulator/block.h"
 
+#include <bit>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -128,14 +129,13 @@ bool CompleteBarrier(Barrier& barrier, int expected, Thread* last) {
 }
 
 bool CompleteGroup(Warp& warp, size_t index, int first_thread, int last_lane) {
-  Group group = warp.groups[index];
-  if (group.arrived != (group.mask & ~warp.ended)) return false;
+  if (warp.groups[index].arrived != (warp.groups[index].mask & ~warp.ended)) return false;
+  const Group group = warp.groups[index];
   warp.groups.erase(warp.groups.begin() + static_cast<std::ptrdiff_t>(index));
   group.combine(group.lanes, group.arrived);
-  for (int lane = 0; lane < kLanes; ++lane) {
-    if ((group.arrived >> lane & 1) != 0 && lane != last_lane) {
-      MakeReady(&state.threads[first_thread + lane]);
-    }
+  const uint32_t waiting = last_lane < 0 ? group.arrived : group.arrived & ~(1u << last_lane);
+  for (uint32_t left = waiting; left != 0; left &= left - 1) {
+    MakeReady(&state.threads[first_thread + std::countr_zero(left)]);
   }
   NoteProgress();
   return true;
