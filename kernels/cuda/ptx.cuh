@@ -143,6 +143,32 @@ __device__ inline void AsyncCopyArrive(uint32_t barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
 }
 
+// ---- clusters (sm_90) ----
+
+__device__ inline uint32_t ClusterRank() {
+  uint32_t rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+__device__ inline uint32_t ClusterSize() {
+  uint32_t size;
+  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+  return size;
+}
+// The two halves of a barrier of all threads of the cluster; by whole warps.
+__device__ inline void ClusterArrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ inline void ClusterWait() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// The generic address, in the shared memory of block `rank`, of what lies at `address` in this one.
+__device__ inline uint64_t ClusterMap(uint64_t address, uint32_t rank) {
+  uint64_t mapped;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(mapped) : "l"(address), "r"(rank));
+  return mapped;
+}
+
 // ---- named barriers (1 to 15; 0 is __syncthreads) and registers ----
 
 __device__ inline void NamedBarrierSync(int id, int threads) {

@@ -1,7 +1,10 @@
 // Sample: the next token of each row, without a sort (the order of kernels/ops/sample.h).
 //
-// A row is spread over a cluster of up to 8 blocks that keep it in shared memory (sm_90), or given
-// to one block that keeps it in the workspace. Reads the logits once and leaves them as they are.
+// A row is spread over a cluster of up to 16 blocks, as many as fill the device (sm_90), or given
+// to one block. A block keeps of its part in shared memory what fits, and reads the rest again,
+// from L2. One pass over the logits as they arrive gives the greatest value and the mass of each
+// chunk: greedy rows, and those with a temperature alone, need no more. Leaves the logits as they
+// are: changed ones go to shared memory or to the workspace.
 #include <algorithm>
 #include <cmath>
 
@@ -16,7 +19,7 @@ namespace {
 
 constexpr float kLogprobFloor = -9999.0f;
 constexpr double kLn2 = 0.69314718055994530942;
-constexpr int kSliceStep = 128 * kSampleWarps;  // tokens that a block reads at once
+constexpr double kMassBits = 42.0;
 
 struct SampleParams final {
   const float* logits;
@@ -25,12 +28,33 @@ struct SampleParams final {
   const uint32_t* mask;
   SampleResult* results;
   int32_t* tokens;
-  float* values;  // [rows, values_stride], or null: in shared memory
+  float* changed;  // [rows, changed_stride]: chunks that are not in shared memory, once changed
   int64_t logits_stride;
-  int64_t values_stride;
+  int64_t changed_stride;
   int vocab;
-  int steps;     // a block has steps x kSliceStep tokens
-  bool aligned;  // rows of logits to 16 bytes
+  int chunks;           // of a block
+  int resident_chunks;  // the first of them: in shared memory
+  bool aligned;         // rows of logits to 16 bytes
+};
+
+// Behind SelectScratch in shared memory; sizes are the same in all blocks.
+struct SharedPlan final {
+  int64_t greatest;
+  int64_t sum;
+  int64_t mass;
+  int64_t loaded;
+  int64_t resident;
+  int64_t bytes;
+  static constexpr __host__ __device__ SharedPlan Of(int64_t chunks, int64_t resident_chunks) {
+    SharedPlan plan{};
+    plan.greatest = RoundUp(int64_t{sizeof(SelectScratch)}, 16);
+    plan.sum = plan.greatest + chunks * 4;
+    plan.mass = RoundUp(plan.sum + chunks * 4, 8);
+    plan.loaded = plan.mass + chunks * 8;
+    plan.resident = RoundUp(plan.loaded + resident_chunks * 8, 128);
+    plan.bytes = plan.resident + resident_chunks * kChunk * 4;
+    return plan;
+  }
 };
 
 // Finalizer of SplitMix64 (Steele et al. 2014).
@@ -65,113 +89,184 @@ __device__ inline float Edited(float logit, const LogitEdit& edit, const SampleR
 template <bool kCluster>
 class RowSampler final {
  public:
-  __device__ RowSampler(const SampleParams& params, const Team<kCluster>& team,
-                        SelectScratch& scratch, float* shared_values)
+  __device__ RowSampler(const SampleParams& params, const Team<kCluster>& team, std::byte* shared)
       : p_(params),
         team_(team),
-        s_(scratch),
-        index_(static_cast<int>(blockIdx.y)),
-        row_(params.rows[index_]) {
-    slice_.first = team.rank * p_.steps * kSliceStep;
-    slice_.steps = p_.steps;
-    slice_.values = p_.values != nullptr ? p_.values + index_ * p_.values_stride : shared_values;
+        s_(*reinterpret_cast<SelectScratch*>(shared)),
+        exchange_(team, s_.team),
+        index_(static_cast<int>(blockIdx.y)) {
+    const SharedPlan plan = SharedPlan::Of(p_.chunks, p_.resident_chunks);
+    const int all = (p_.vocab + kChunk - 1) / kChunk;
+    part_.row = p_.logits + index_ * p_.logits_stride;
+    part_.resident = reinterpret_cast<float*>(shared + plan.resident);
+    part_.greatest = reinterpret_cast<float*>(shared + plan.greatest);
+    part_.sum = reinterpret_cast<float*>(shared + plan.sum);
+    part_.mass = reinterpret_cast<uint64_t*>(shared + plan.mass);
+    part_.first = team.rank * p_.chunks;
+    part_.chunks = max(0, min(p_.chunks, all - part_.first));
+    part_.resident_chunks = p_.resident_chunks;
+    part_.vocab = p_.vocab;
+    part_.aligned = p_.aligned;
+    loaded_ = reinterpret_cast<uint64_t*>(shared + plan.loaded);
   }
 
   // After team.Arrive().
-  __device__ void Run() {
+  __device__ __forceinline__ void Run() {
     Fetch();
-    team_.Wait();
-    uint64_t best;
-    uint64_t bad;
-    FindBest(best, bad);
-    if (bad != 0) return Fail(SampleResult::kNotANumber);
-    if (ValueOf(best) == -INFINITY) return Fail(SampleResult::kImpossible);
+    row_ = p_.rows[index_];
     const bool forced = row_.forced_token >= 0;
-    if (forced || row_.logprobs >= 0) RankRaw(ValueOf(best));
+    const bool ranked = forced || row_.logprobs >= 0;
+    const bool draws = !forced && row_.temperature != 0.0f;
+    inverse_ = static_cast<float>(1.0 / max(static_cast<double>(row_.temperature), 1e-6));
+    uint32_t key = Measure<true>(ranked ? 1.0f : draws ? inverse_ : 0.0f);
+    team_.Wait();
+    float greatest = FindGreatest(key);
+    if (key_ == kBroken) return Fail(SampleResult::kNotANumber);
+    if (greatest == -INFINITY) return Fail(SampleResult::kImpossible);
+    if (ranked) RankRaw(greatest);
     if (forced) return Finish(row_.forced_token);
-    if (Edit()) FindBest(best, bad);
-    const float greatest = ValueOf(best);
-    if (!isfinite(greatest)) return Fail(SampleResult::kImpossible);
-    if (row_.temperature == 0.0f) return Finish(TokenOf(best));
-    const uint64_t warp_mass = Scale(greatest);
-    if (row_.top_k <= 0 && row_.top_p >= 1.0f) return Draw({}, warp_mass);
-    const Cutoff cutoff = FindCutoff(warp_mass);
-    Draw(cutoff, KeptMass(cutoff));
+    if (Edit()) {
+      key = Measure<false>(draws ? inverse_ : 0.0f);
+      greatest = FindGreatest(key);
+      if (!isfinite(greatest)) return Fail(SampleResult::kImpossible);
+    } else if (draws && ranked && inverse_ != 1.0f) {
+      Measure<false>(inverse_);
+    }
+    if (!draws) return FinishGreedy(greatest);
+    const bool cuts = row_.top_k > 0 || row_.top_p < 1.0f;
+    if (!cuts && row_.min_p <= 0.0f) return Draw(kLastKey, kLowest, greatest, Weigh(greatest));
+    Cut(greatest);
   }
 
  private:
-  __device__ float Raw(int token) const { return p_.logits[index_ * p_.logits_stride + token]; }
+  static constexpr bool kBulk = kCluster && kHasClusters;
+  static constexpr uint32_t kBroken = ~0u;  // NaN or +inf among the logits
 
-  // The row's part to the slice: each warp its own, by one bulk copy where that is possible.
+  __device__ bool Arrives(int chunk) const {
+    return kBulk && chunk < part_.resident_chunks && part_.IsWhole(chunk);
+  }
+  // Starts the copies of whole chunks to shared memory: a warp those that it takes itself.
   __device__ void Fetch() {
-    const int warp = static_cast<int>(threadIdx.x) / 32;
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    const int part = p_.steps * 128;
-    const int begin = warp * part;
-    const int count = max(0, min(part, p_.vocab - slice_.first - begin));
-    const float* from = p_.logits + index_ * p_.logits_stride + slice_.first + begin;
-    float* to = slice_.values + begin;
-    int done = 0;
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    if (kCluster && p_.aligned && count >= 4) {
-      const uint32_t barrier = SharedAddress(&s_.loaded[warp]);
-      done = count / 4 * 4;
-      if (lane == 0) {
+    if constexpr (kBulk) {
+      const bool again = part_.chunks > part_.resident_chunks;  // then L2 is for the others
+      const uint64_t policy = again ? CreateEvictFirstPolicy() : 0;
+      for (int chunk = part_.chunks - 1 - WarpIndex() - LaneIndex() * kSampleWarps; chunk >= 0;
+           chunk -= kSampleThreads) {
+        if (!Arrives(chunk)) continue;
+        const uint32_t barrier = SharedAddress(&loaded_[chunk]);
+        const uint32_t to = SharedAddress(part_.Resident(chunk));
+        const float* const from = part_.row + part_.FirstToken(chunk);
         BarrierInit(barrier, 1);
         FenceBarrierInit();
-        BarrierArriveExpect(barrier, static_cast<uint32_t>(done) * 4);
-        BulkCopyToShared(SharedAddress(to), from, static_cast<uint32_t>(done) * 4, barrier);
+        BarrierArriveExpect(barrier, kChunk * 4);
+        if (again) {
+          BulkCopyToShared(to, from, kChunk * 4, barrier, policy);
+        } else {
+          BulkCopyToShared(to, from, kChunk * 4, barrier);
+        }
       }
       __syncwarp();
-      BarrierWait(barrier, 0);
     }
-#endif
-#pragma unroll 4
-    for (int i = done + lane; i < part; i += 32) to[i] = i < count ? from[i] : -INFINITY;
-    __syncwarp();
   }
-  // The likeliest token (key), and whether a logit is NaN or +inf.
-  __device__ void FindBest(uint64_t& best, uint64_t& bad) {
-    float greatest = -INFINITY;
-    int at = 0;
-    bool wrong = false;
-    slice_.ForEach([&](float value, int i) {
-      wrong = wrong || !(value <= 3.402823466e38f);
-      if (value > greatest) {
-        greatest = value;
-        at = i;
+
+  // The greatest value of each chunk and its mass at 1 / temperature `inverse` (0: no masses).
+  // Returns this warp's greatest key, kBroken if a value is. kFirst: as the chunks arrive.
+  template <bool kFirst>
+  __device__ uint32_t Measure(float inverse) {
+    uint32_t greatest = 0;
+    bool broken = false;
+    const auto measure = [&](int chunk, const LaneChunk& x) {
+      float most = -INFINITY;
+#pragma unroll
+      for (int i = 0; i < kLaneValues; ++i) {
+        broken = broken || !(x.values[i] <= -kLowest);
+        most = fmaxf(most, x.values[i]);
       }
-    });
-    best = KeyOf(greatest, slice_.first + at);
-    bad = wrong ? 1 : 0;
-    TeamMinMax(team_, s_.team, turn_, best, bad);
+      const uint32_t key = __reduce_max_sync(~0u, Ascending(most));
+      most = FromAscending(key);
+      greatest = max(greatest, key);
+      float sum = 0.0f;
+      if (inverse > 0.0f && most > -INFINITY) {
+        const float scale = inverse * kLog2E;
+#pragma unroll
+        for (int i = 0; i < kLaneValues; ++i) sum += Exp2((x.values[i] - most) * scale);
+        sum = WarpSum(sum);
+      }
+      if (LaneIndex() == 0) {
+        part_.greatest[chunk] = most;
+        part_.sum[chunk] = sum;
+      }
+    };
+    if constexpr (kFirst) {
+      Receive(measure);
+    } else {
+      part_.Visit([](float /*greatest*/) { return true; }, measure);
+    }
+    __syncwarp();
+    return __any_sync(~0u, broken) != 0 ? kBroken : greatest;
+  }
+  // As RowPart::Visit, but chunks come to shared memory on the way.
+  template <typename F>
+  __device__ void Receive(const F& f) {
+    LaneChunk next;
+    bool ahead = false;
+    for (int chunk = part_.chunks - 1 - WarpIndex(); chunk >= 0; chunk -= kSampleWarps) {
+      LaneChunk now;
+      if (ahead) {
+        now = next;
+      } else if (Arrives(chunk)) {
+        BarrierWait(SharedAddress(&loaded_[chunk]), 0);
+        part_.Load(chunk, now);
+      } else {
+        part_.LoadMemory(chunk, now);
+        if (chunk < part_.resident_chunks) part_.Store(now, part_.Resident(chunk));
+      }
+      const int after = chunk - kSampleWarps;
+      ahead = after >= part_.resident_chunks;
+      if (ahead) part_.LoadMemory(after, next);
+      f(chunk, now);
+    }
+  }
+  // The greatest value of the row; key_: its key.
+  __device__ float FindGreatest(uint32_t of_warp) {
+    exchange_.Post(BlockMax(s_.team, of_warp), 0);
+    team_.Barrier();
+    key_of_block_ = static_cast<uint32_t>(exchange_.Value(0));
+    key_ = __reduce_max_sync(~0u, key_of_block_);
+    return FromAscending(key_);
+  }
+
+  // The mass of the whole row at 1 / temperature inverse_, and of each chunk.
+  __device__ Share Weigh(float greatest) { return Weigh(greatest, inverse_); }
+  __device__ Share Weigh(float greatest, float inverse) {
+    __syncthreads();
+    uint64_t mass = 0;
+    for (int i = static_cast<int>(threadIdx.x); i < part_.chunks; i += kSampleThreads) {
+      const float scaled = __fmul_rn(__fsub_rn(part_.greatest[i], greatest), inverse);
+      part_.mass[i] = MassUnits(part_.sum[i] * expf(scaled));
+      mass += part_.mass[i];
+    }
+    exchange_.Post(BlockSum(s_.team, WarpSum(mass)), 0);
+    team_.Barrier();
+    return exchange_.Of(0);
   }
 
   // Sum of the distribution before any edit, and its likeliest tokens.
   __device__ void RankRaw(float greatest) {
-    uint64_t sum = 0;
-    slice_.ForEach([&](float value, int) { sum += MassOf(value - greatest); });
-    sum = TeamSum(team_, s_.team, turn_, sum);
+    const uint64_t sum = Weigh(greatest, 1.0f).total;
     log_sum_ = static_cast<double>(greatest) + log(static_cast<double>(sum)) - kMassBits * kLn2;
     top_ = max(0, min(min(row_.logprobs, SampleResult::kLogprobsMax), p_.vocab));
     if (top_ == 0) return;
-    const Cutoff cutoff =
-        Selector<kCluster>(team_, s_, slice_, {.origin = greatest, .with_barred = true}, turn_)
-            .Select(static_cast<uint32_t>(top_), 0);
-    if (threadIdx.x == 0) s_.cursor = 0;
-    team_.Barrier();
-    slice_.ForEach([&](float value, int i) {
-      if (!cutoff.Keeps(value, slice_.first + i)) return;
-      const int at = atomicAdd(team_.Remote(&s_.cursor, 0), 1);
-      team_.Remote(&s_.list[0], 0)[at].key = KeyOf(value, slice_.first + i);
-    });
-    team_.Barrier();
-    const int i = static_cast<int>(threadIdx.x);
-    if (team_.rank == 0 && i < top_) {
-      int place = 0;
-      for (int j = 0; j < top_; ++j) place += s_.list[j].key < s_.list[i].key ? 1 : 0;
-      p_.results[index_].top_tokens[place] = TokenOf(s_.list[i].key);
-      p_.results[index_].top_logprobs[place] = Logprob(ValueOf(s_.list[i].key));
+    Selector<kCluster> select(team_, s_, part_, exchange_,
+                              {.origin = greatest, .floor = -INFINITY, .raw = true});
+    const uint64_t last = select.SelectRank(static_cast<uint32_t>(top_));
+    if (!select.ListIsAll()) select.ListUpTo(last);
+    if (team_.rank == 0) {
+      select.ForEachListed([&](const Candidate& candidate, uint32_t before) {
+        if (before >= static_cast<uint32_t>(top_)) return;
+        p_.results[index_].top_tokens[before] = TokenOf(candidate.key);
+        p_.results[index_].top_logprobs[before] = Logprob(ValueOf(candidate.key));
+      });
     }
     __syncthreads();
   }
@@ -180,114 +275,186 @@ class RowSampler final {
     return value > static_cast<double>(kLogprobFloor) ? static_cast<float>(value) : kLogprobFloor;
   }
 
+  // Each value becomes f(value, token), in shared memory or in the workspace.
+  template <typename F>
+  __device__ void Rewrite(const F& f) {
+    float* const changed = p_.changed + index_ * p_.changed_stride;
+    part_.ForEachChunk([&](int chunk) {
+      LaneChunk x;
+      part_.Load(chunk, x);
+#pragma unroll
+      for (int i = 0; i < kLaneValues; ++i) {
+        x.values[i] = f(x.values[i], part_.FirstToken(chunk) + LaneChunk::Token(i));
+      }
+      const bool resident = chunk < part_.resident_chunks;
+      part_.Store(x, resident ? part_.Resident(chunk) : changed + part_.FirstToken(chunk));
+    });
+    part_.row = changed;
+    part_.aligned = true;
+    __syncthreads();
+  }
   // Whether any logit may have changed.
   __device__ bool Edit() {
     const int edits = row_.edits_end - row_.edits_begin;
-    for (int i = static_cast<int>(threadIdx.x); i < edits; i += kSampleThreads) {
-      const LogitEdit edit = p_.edits[row_.edits_begin + i];
-      const int at = edit.token - slice_.first;
-      if (edit.token < p_.vocab && at >= 0 && at < p_.steps * kSliceStep) {
-        slice_.values[at] = Edited(slice_.values[at], edit, row_);
+    if (edits > 0) {
+      Rewrite([](float value, int) { return value; });
+      for (int i = static_cast<int>(threadIdx.x); i < edits; i += kSampleThreads) {
+        const LogitEdit edit = p_.edits[row_.edits_begin + i];
+        const int at = edit.token - part_.FirstToken(0);
+        if (edit.token >= p_.vocab || at < 0 || at >= part_.chunks * kChunk) continue;
+        float* const value = at < part_.resident_chunks * kChunk
+                                 ? part_.resident + at
+                                 : p_.changed + index_ * p_.changed_stride + edit.token;
+        *value = Edited(*value, edit, row_);
       }
+      __syncthreads();
     }
-    if (edits <= 0 && p_.mask == nullptr) return false;
-    __syncthreads();  // other warps' edits
-    if (p_.mask == nullptr) return true;
+    if (p_.mask == nullptr) return edits > 0;
     const uint32_t* mask = p_.mask + static_cast<int64_t>(index_) * ((p_.vocab + 31) / 32);
-    slice_.Update([&](float value, int i) {
-      const int token = slice_.first + i;
+    Rewrite([&](float value, int token) {
       return token < p_.vocab && (mask[token / 32] >> (token % 32) & 1u) != 0 ? value : -INFINITY;
     });
-    __syncthreads();
     return true;
   }
 
-  // Temperature and min_p (what it drops becomes -inf); returns the mass of this warp's part.
-  __device__ uint64_t Scale(float greatest) {
-    const auto inverse = static_cast<float>(1.0 / max(static_cast<double>(row_.temperature), 1e-6));
-    const float floor =
-        row_.min_p > 0.0f ? static_cast<float>(log(static_cast<double>(row_.min_p))) : -INFINITY;
-    uint64_t sum = 0;
-    slice_.Update([&](float value, int) {
-      value = __fmul_rn(__fsub_rn(value, greatest), inverse);
-      if (!(value >= floor)) return -INFINITY;
-      sum += MassOf(value);
-      return value;
-    });
-    return WarpSum(sum);
-  }
-  __device__ uint64_t KeptMass(const Cutoff& cutoff) const {
-    uint64_t sum = 0;
-    slice_.ForEach([&](float value, int i) {
-      if (cutoff.Keeps(value, slice_.first + i)) sum += MassOf(value);
-    });
-    return WarpSum(sum);
-  }
-
-  // The last token that top_k and top_p keep.
-  __device__ Cutoff FindCutoff(uint64_t warp_mass) {
-    Domain domain{.origin = 0.0f};
-    if (row_.top_k > 0) {
-      domain.limit = Selector<kCluster>(team_, s_, slice_, domain, turn_)
-                         .Select(static_cast<uint32_t>(row_.top_k), 0);
-      if (row_.top_p >= 1.0f) return domain.limit;
-      warp_mass = KeptMass(domain.limit);
+  // Draws from what min_p, top_k and top_p keep.
+  __device__ __forceinline__ void Cut(float greatest) {
+    Domain domain{.origin = greatest, .inverse = inverse_};
+    if (row_.min_p > 0.0f) {
+      domain.floor = max(kLowest, static_cast<float>(log(static_cast<double>(row_.min_p))));
     }
-    const uint64_t mass =
-        TeamSum(team_, s_.team, turn_, threadIdx.x % 32 == 0 ? warp_mass : uint64_t{0});
-    const double wanted = ceil(static_cast<double>(row_.top_p) * static_cast<double>(mass));
-    // The tokens below this have together less than what top_p leaves out.
-    const double spare = static_cast<double>(mass) * (1.0 - static_cast<double>(row_.top_p));
-    domain.floor = static_cast<float>(log(spare / p_.vocab) - kMassBits * kLn2 - 0.01);
-    domain.with_mass = true;
-    return Selector<kCluster>(team_, s_, slice_, domain, turn_)
-        .Select(0, min(max(static_cast<uint64_t>(wanted), uint64_t{1}), mass));
+    const auto wanted = [&](uint64_t mass) {
+      const double part = ceil(static_cast<double>(row_.top_p) * static_cast<double>(mass));
+      return min(max(static_cast<uint64_t>(part), uint64_t{1}), mass);
+    };
+    Selector<kCluster> select(team_, s_, part_, exchange_, domain);
+    if (row_.top_k > 0) {
+      uint64_t last = select.SelectRank(static_cast<uint32_t>(row_.top_k));
+      if (row_.top_p >= 1.0f) return DrawKept(select, last, greatest);
+      const uint64_t mass = select.above().total + select.ListMass(last);
+      if (select.ListIsAll()) {
+        last = select.SelectListMass(wanted(mass));
+        return DrawKept(select, last, greatest);
+      }
+      Rewrite([&](float value, int token) {
+        const float scaled = domain.Scaled(value);
+        return scaled >= domain.floor && KeyOf(scaled, token) <= last ? value : -INFINITY;
+      });
+      Selector<kCluster> inner(team_, s_, part_, exchange_, domain);
+      last = inner.SelectMass(wanted(mass), mass);
+      return DrawKept(inner, last, greatest);
+    }
+    uint64_t mass = 0;
+    if (row_.min_p > 0.0f) {
+      select.KeepAll();
+      if (row_.top_p >= 1.0f) return DrawKept(select, kLastKey, greatest);
+      mass = select.above().total;
+    } else {
+      mass = Weigh(greatest).total;
+    }
+    const uint64_t last = select.SelectMass(wanted(mass), mass);
+    DrawKept(select, last, greatest);
+  }
+  // What a selection keeps for sure is in the chunks' masses; the listed tokens up to `last` join.
+  __device__ void DrawKept(Selector<kCluster>& select, uint64_t last, float greatest) {
+    const int first = part_.FirstToken(0);
+    const int end = part_.FirstToken(part_.chunks);
+    const int i = static_cast<int>(threadIdx.x);
+    Candidate listed{kLastKey, 0};
+    if (i < select.list_count() && s_.list[i].key <= last) listed = s_.list[i];
+    const int token = TokenOf(listed.key);
+    const bool kept = listed.key != kLastKey;
+    const bool mine = kept && token >= first && token < end;
+    if (mine) {
+      atomicAdd(reinterpret_cast<unsigned long long*>(&part_.mass[(token - first) / kChunk]),
+                static_cast<unsigned long long>(listed.mass));
+    }
+    Share share = select.above();
+    share.total += BlockSum(s_.team, WarpSum(listed.mass));
+    __syncthreads();
+    share.mine += BlockSum(s_.team, WarpSum(mine ? listed.mass : uint64_t{0}));
+    __syncthreads();
+    share.before += BlockSum(s_.team, WarpSum(kept && token < first ? listed.mass : uint64_t{0}));
+    Draw(last, select.floor(), greatest, share);
   }
 
   // By inverse of the cumulative masses in the order of ids.
-  __device__ void Draw(const Cutoff& cutoff, uint64_t warp_mass) {
-    const int warp = static_cast<int>(threadIdx.x) / 32;
+  __device__ void Draw(uint64_t last, float floor, float greatest, const Share& share) {
+    const uint64_t target = UniformBelow(row_.seed, row_.index, share.total);
+    if (target < share.before || target - share.before >= share.mine) return;
+    __syncthreads();  // masses of chunks
+    if (WarpIndex() == 0) PickChunk(target - share.before);
     __syncthreads();
-    if (threadIdx.x % 32 == 0) s_.team.warps[0][warp] = warp_mass;
-    __syncthreads();
-    uint64_t block_mass = 0;
-    for (int i = 0; i < kSampleWarps; ++i) block_mass += s_.team.warps[0][i];
-    const auto* slots = Exchange(team_, s_.team, turn_, block_mass, 0);
-    uint64_t before = 0;
-    uint64_t total = 0;
-    for (int i = 0; i < team_.size; ++i) {
-      if (i < team_.rank) before += slots[i][0];
-      total += slots[i][0];
-    }
-    const uint64_t target = UniformBelow(row_.seed, row_.index, total);
-    for (int i = 0; i < warp; ++i) before += s_.team.warps[0][i];
-    if (target < before || target - before >= warp_mass) return;
-    Walk(cutoff, target - before);
+    Walk(last, floor, greatest);
   }
-  // The first token at which the cumulative mass passes `target`; in this warp's part.
-  __device__ void Walk(const Cutoff& cutoff, uint64_t target) {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    int i = (static_cast<int>(threadIdx.x) / 32 * p_.steps * 32 + lane) * 4;
-    uint64_t before = 0;
-    for (int step = 0; step < p_.steps; ++step, i += 128) {
-      uint64_t mass[4];
-      for (int j = 0; j < 4; ++j) {
-        const float value = slice_.values[i + j];
-        mass[j] = cutoff.Keeps(value, slice_.first + i + j) ? MassOf(value) : 0;
+  // The chunk in which the cumulative mass passes `rest`; by one warp.
+  __device__ void PickChunk(uint64_t rest) {
+    for (int base = 0; base < part_.chunks; base += 32) {
+      const int chunk = base + LaneIndex();
+      const uint64_t mass = chunk < part_.chunks ? part_.mass[chunk] : 0;
+      const uint64_t prefix = WarpPrefix(mass);
+      if (rest < prefix && rest >= prefix - mass) {
+        s_.pick_chunk = chunk;
+        s_.pick_rest = rest - (prefix - mass);
+        s_.pick_mass = mass;
       }
-      const uint64_t mine = mass[0] + mass[1] + mass[2] + mass[3];
-      const uint64_t prefix = before + WarpPrefix(mine);
-      if (target < prefix && target >= prefix - mine) {
-        uint64_t passed = prefix - mine;
-        int j = 0;
-        while (j < 3 && passed + mass[j] <= target) passed += mass[j++];
-        Store(slice_.first + i + j);
-      }
-      before = __shfl_sync(~0u, prefix, 31);
-      if (target < before) return;
+      const uint64_t all = __shfl_sync(~0u, prefix, 31);
+      if (rest < all) return;
+      rest -= all;
     }
+  }
+  // The token at the same share of the chunk's kept masses, taken relative to its greatest value.
+  __device__ void Walk(uint64_t last, float floor, float greatest) {
+    const Domain domain{.origin = greatest, .inverse = inverse_};
+    const int chunk = s_.pick_chunk;
+    uint64_t mass[4] = {};
+    for (int j = 0; j < 4 && threadIdx.x < kChunk / 4; ++j) {
+      const int at = static_cast<int>(threadIdx.x) * 4 + j;
+      const float value = part_.Value(chunk, at);
+      const float scaled = domain.Scaled(value);
+      if (scaled >= floor && KeyOf(scaled, part_.FirstToken(chunk) + at) <= last) {
+        mass[j] = MassUnits(Exp2((value - part_.greatest[chunk]) * (inverse_ * kLog2E)));
+      }
+    }
+    const uint64_t mine = mass[0] + mass[1] + mass[2] + mass[3];
+    uint64_t prefix = WarpPrefix(mine);
+    if (LaneIndex() == 31) s_.team.warps[WarpIndex()] = prefix;
+    __syncthreads();
+    const uint64_t warps = LaneIndex() < kSampleWarps ? s_.team.warps[LaneIndex()] : 0;
+    prefix += WarpSum(LaneIndex() < WarpIndex() ? warps : uint64_t{0});
+    const uint64_t total = WarpSum(warps);
+    const double place = static_cast<double>(s_.pick_rest) / static_cast<double>(s_.pick_mass);
+    const uint64_t target =
+        min(static_cast<uint64_t>(place * static_cast<double>(total)), total - 1);
+    if (target >= prefix || target < prefix - mine) return;
+    uint64_t passed = prefix - mine;
+    int j = 0;
+    while (j < 3 && passed + mass[j] <= target) passed += mass[j++];
+    Store(part_.FirstToken(chunk) + static_cast<int>(threadIdx.x) * 4 + j);
   }
 
+  // The first token of the greatest value, by the first block that has it.
+  __device__ void FinishGreedy(float greatest) {
+    const uint32_t blocks = __ballot_sync(~0u, key_of_block_ == key_);
+    if (__ffs(static_cast<int>(blocks)) - 1 != team_.rank || WarpIndex() != 0) return;
+    int chunk = 0;
+    for (int base = 0;; base += 32) {
+      const int i = base + LaneIndex();
+      const bool here = i < part_.chunks && part_.greatest[i] == greatest;
+      const uint32_t lanes = __ballot_sync(~0u, here);
+      chunk = base + __ffs(static_cast<int>(lanes)) - 1;
+      if (lanes != 0) break;
+    }
+    LaneChunk x;
+    part_.Load(chunk, x);
+    auto token = static_cast<uint32_t>(kChunk);
+#pragma unroll
+    for (int i = kLaneValues - 1; i >= 0; --i) {
+      if (x.values[i] == greatest) token = static_cast<uint32_t>(LaneChunk::Token(i));
+    }
+    token = __reduce_min_sync(~0u, token);
+    if (LaneIndex() == 0) Store(part_.FirstToken(chunk) + static_cast<int>(token));
+  }
   __device__ void Store(int token) {
     SampleResult& result = p_.results[index_];
     result.token = token;
@@ -295,7 +462,9 @@ class RowSampler final {
     result.top_count = top_;
     result.logprob = 0.0f;
     if (row_.forced_token >= 0 || row_.logprobs >= 0) {
-      result.logprob = token < p_.vocab ? Logprob(Raw(token)) : kLogprobFloor;
+      const bool inside = token < p_.vocab;
+      const float raw = inside ? p_.logits[index_ * p_.logits_stride + token] : 0.0f;
+      result.logprob = inside ? Logprob(raw) : kLogprobFloor;
     }
     p_.tokens[index_] = token;
   }
@@ -315,25 +484,26 @@ class RowSampler final {
   const SampleParams& p_;
   const Team<kCluster>& team_;
   SelectScratch& s_;
+  Exchange<kCluster> exchange_;
   int index_;
-  const SampleRow row_;
-  Slice slice_;
-  int turn_ = 0;
+  SampleRow row_;
+  RowPart part_;
+  uint64_t* loaded_;  // [resident_chunks] barriers
+  float inverse_ = 1.0f;
+  uint32_t key_ = 0;           // of the greatest value
+  uint32_t key_of_block_ = 0;  // of block `lane`'s
   int top_ = 0;
   double log_sum_ = 0.0;
 };
 
 template <bool kCluster>
-__global__ void __launch_bounds__(kSampleThreads, 2) SampleKernel(const SampleParams params) {
-  LACUNA_DYNAMIC_SHARED(16, std::byte, shared);
-  auto& scratch = *reinterpret_cast<SelectScratch*>(shared);
-  auto* values = reinterpret_cast<float*>(shared + (sizeof(SelectScratch) + 15) / 16 * 16);
+__global__ void __launch_bounds__(kSampleThreads, 1) SampleKernel(const SampleParams params) {
+  LACUNA_DYNAMIC_SHARED(128, std::byte, shared);
   const Team<kCluster> team;
   team.Arrive();
   LetNextStart();
   WaitForPrevious();
-  RowSampler<kCluster>(params, team, scratch, values).Run();
-  team.Barrier();  // others may still read this block's shared memory
+  RowSampler<kCluster>(params, team, shared).Run();
 }
 
 Status LaunchCluster(const SampleParams& params, unsigned blocks, unsigned rows, int shared_bytes,
@@ -357,10 +527,21 @@ Status LaunchCluster(const SampleParams& params, unsigned blocks, unsigned rows,
   return CudaStatus(cudaLaunchKernelEx(&config, SampleKernel<true>, params), "Sample");
 }
 
+// As many blocks for a row as let all rows run at once; 16 is what sm_90 allows beyond the
+// portable 8.
+int64_t BlocksOfRow(int64_t rows, int64_t chunks, const DeviceTraits& traits) {
+  if (traits.major < 9) return 1;
+  const int64_t blocks_max = traits.major == 9 ? kTeamMax : 8;
+  int64_t blocks = 2;
+  while (blocks < blocks_max && blocks * 2 * rows <= traits.sm_count) blocks *= 2;
+  while (blocks > 1 && blocks > chunks) blocks /= 2;
+  return blocks;
+}
+
 }  // namespace
 
 int64_t SampleWorkspaceBytes(int64_t rows_max, int64_t vocab_size) {
-  return rows_max * RoundUp(vocab_size, kSliceStep) * static_cast<int64_t>(sizeof(float));
+  return rows_max * RoundUp(vocab_size, kChunk) * static_cast<int64_t>(sizeof(float));
 }
 
 Status Sample(const SampleArgs& args, const DeviceTraits& traits, const Workspace& workspace,
@@ -369,42 +550,38 @@ Status Sample(const SampleArgs& args, const DeviceTraits& traits, const Workspac
   const int64_t vocab = args.logits.dim(1);
   if (rows == 0) return OkStatus();
   if (vocab > int64_t{1} << 21) return InvalidArgument("Sample: more than 2097152 tokens");
-  SampleParams params{.logits = args.logits.as<float>(),
-                      .rows = args.rows,
-                      .edits = args.edits,
-                      .mask = args.mask,
-                      .results = args.results,
-                      .tokens = args.tokens,
-                      .values = nullptr,
-                      .logits_stride = args.logits.stride(0),
-                      .values_stride = RoundUp(vocab, kSliceStep),
-                      .vocab = static_cast<int>(vocab),
-                      .steps = 0,
-                      .aligned = false};
-  params.aligned = reinterpret_cast<uintptr_t>(params.logits) % 16 == 0 &&
-                   (rows == 1 || params.logits_stride % 4 == 0);
-  constexpr int64_t kScratchBytes = RoundUp(sizeof(SelectScratch), 16);
-  // Few rows: more blocks for each; 16 is what sm_90 allows beyond the portable 8.
-  const unsigned blocks_max = rows <= 8 && traits.major == 9 ? kTeamMax : 8;
-  unsigned blocks = 1;
-  while (blocks < blocks_max && blocks * kSliceStep * 2 < vocab) blocks *= 2;
-  const int64_t steps = CeilDiv(vocab, int64_t{blocks} * kSliceStep);
-  const int64_t shared_bytes = kScratchBytes + steps * kSliceStep * int64_t{sizeof(float)};
-  const auto rows_u = static_cast<unsigned>(rows);
-  if (traits.major >= 9 && shared_bytes <= traits.shared_bytes_max) {
-    params.steps = static_cast<int>(steps);
-    return LaunchCluster(params, blocks, rows_u, static_cast<int>(shared_bytes), stream);
-  }
   if (workspace.bytes < SampleWorkspaceBytes(rows, vocab)) {
     return InternalError("Sample: the workspace is too small");
   }
-  params.values = static_cast<float*>(workspace.data);
-  params.steps = static_cast<int>(params.values_stride / kSliceStep);
-  LACUNA_CUDA_RETURN_IF_ERROR(cudaFuncSetAttribute(SampleKernel<false>,
-                                                   cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                   static_cast<int>(kScratchBytes)));
+  const int64_t all = CeilDiv(vocab, kChunk);
+  const int64_t blocks = BlocksOfRow(rows, all, traits);
+  const int64_t chunks = CeilDiv(all, blocks);
+  const int64_t rest = traits.shared_bytes_max - SharedPlan::Of(chunks, 0).bytes - 128;
+  const int64_t resident = std::clamp<int64_t>(rest / (kChunk * 4 + 8), 0, chunks);
+  const auto shared_bytes = static_cast<int>(SharedPlan::Of(chunks, resident).bytes);
+  const auto* logits = args.logits.as<float>();
+  const SampleParams params{.logits = logits,
+                            .rows = args.rows,
+                            .edits = args.edits,
+                            .mask = args.mask,
+                            .results = args.results,
+                            .tokens = args.tokens,
+                            .changed = static_cast<float*>(workspace.data),
+                            .logits_stride = args.logits.stride(0),
+                            .changed_stride = RoundUp(vocab, kChunk),
+                            .vocab = static_cast<int>(vocab),
+                            .chunks = static_cast<int>(chunks),
+                            .resident_chunks = static_cast<int>(resident),
+                            .aligned = reinterpret_cast<uintptr_t>(logits) % 16 == 0 &&
+                                       (rows == 1 || args.logits.stride(0) % 4 == 0)};
+  const auto rows_u = static_cast<unsigned>(rows);
+  if (traits.major >= 9) {
+    return LaunchCluster(params, static_cast<unsigned>(blocks), rows_u, shared_bytes, stream);
+  }
+  LACUNA_CUDA_RETURN_IF_ERROR(cudaFuncSetAttribute(
+      SampleKernel<false>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
   return Launch(SampleKernel<false>, dim3(1, rows_u), dim3(kSampleThreads),
-                static_cast<size_t>(kScratchBytes), stream, params);
+                static_cast<size_t>(shared_bytes), stream, params);
 }
 
 }  // namespace lacuna::kernels::cuda

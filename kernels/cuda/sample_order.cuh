@@ -1,95 +1,161 @@
 // The order of a row's tokens, their masses, and walks over a block's part of the row.
 //
-// Tokens are ordered by a 64-bit key: likelier first, then the lower id. Masses are integers
-// (2^-42), so sums depend on no order: neither on the number of blocks nor on the batch.
+// Tokens are ordered by a 64-bit key: likelier first, then the lower id. A row is cut into chunks
+// of 512 tokens, whatever the number of blocks; a warp takes a chunk at a time, its lanes always
+// the same tokens of it, so that a chunk's f32 sums have one order. Sums of chunks are integers
+// (2^-42 of the mass of the likeliest token). So results depend neither on blocks nor on the batch.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <cstdint>
 
+#include "kernels/cuda/sample_team.cuh"
+
 namespace lacuna::kernels::cuda {
 
-constexpr int kBins = 1024;
-constexpr float kBinsPerNat = 48.0f;
-constexpr int kMassBits = 42;  // vocabularies up to 2^21 do not overflow
+constexpr int kChunk = 512;
+constexpr int kLaneValues = kChunk / 32;
+constexpr float kMassUnits = 4398046511104.0f;  // 2^42: vocabularies up to 2^21 do not overflow
+constexpr float kLog2E = 1.44269504088896340736f;
+constexpr float kLowest = -3.402823466e38f;
 constexpr uint64_t kLastKey = ~uint64_t{0};
 
-// Ascending keys: likelier first, then the lower id. -0 and 0 are equal.
-__device__ inline uint64_t KeyOf(float value, int token) {
+// Ascending with the value; -0 and 0 are equal. Never ~0.
+__device__ inline uint32_t Ascending(float value) {
   const uint32_t bits = __float_as_uint(value + 0.0f);
-  const uint32_t ascending = (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
-  return static_cast<uint64_t>(~ascending) << 32 | static_cast<uint32_t>(token);
+  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
+}
+__device__ inline float FromAscending(uint32_t ascending) {
+  return __uint_as_float((ascending & 0x80000000u) != 0 ? ascending & 0x7fffffffu : ~ascending);
+}
+// Ascending keys: likelier first, then the lower id.
+__device__ inline uint64_t KeyOf(float value, int token) {
+  return static_cast<uint64_t>(~Ascending(value)) << 32 | static_cast<uint32_t>(token);
 }
 __device__ inline float ValueOf(uint64_t key) {
-  const uint32_t ascending = ~static_cast<uint32_t>(key >> 32);
-  return __uint_as_float((ascending & 0x80000000u) != 0 ? ascending & 0x7fffffffu : ~ascending);
+  return FromAscending(~static_cast<uint32_t>(key >> 32));
 }
 __device__ inline int TokenOf(uint64_t key) { return static_cast<int>(static_cast<uint32_t>(key)); }
 
-// exp(value) for value <= 0.
-__device__ inline uint64_t MassOf(float value) {
-  return __float2ull_rz(expf(value) * static_cast<float>(uint64_t{1} << kMassBits));
+// e^value for value <= 0, and as an integer.
+__device__ inline float MassOf(float value) { return Exp2(value * kLog2E); }
+__device__ inline uint64_t MassUnits(float mass) {
+  return static_cast<uint64_t>(mass * kMassUnits);
 }
 
-// This block's part of a row: values of the tokens from `first` on, each warp a run of
-// `steps` x 128; what lies beyond the row is -inf.
-struct Slice final {
-  float* values;
-  int first;
-  int steps;
+// What a lane holds of a chunk.
+struct LaneChunk final {
+  float values[kLaneValues];
+  // Of the i-th value, in the chunk.
+  __device__ static int Token(int i) { return i / 4 * 128 + LaneIndex() * 4 + i % 4; }
+};
 
-  // Calls f(value, index in the slice) for this thread's values, in ascending order.
-  template <typename F>
-  __device__ void ForEach(const F& f) const {
-    const int warp = static_cast<int>(threadIdx.x) / 32;
-    int i = (warp * steps * 32 + static_cast<int>(threadIdx.x) % 32) * 4;
-    for (int step = 0; step < steps; ++step, i += 128) {
-      const float4 four = *reinterpret_cast<const float4*>(values + i);
-      f(four.x, i);
-      f(four.y, i + 1);
-      f(four.z, i + 2);
-      f(four.w, i + 3);
+// This block's part of a row. What lies behind the row's end is -inf.
+struct RowPart final {
+  const float* row;  // [vocab] in memory
+  float* resident;   // [resident_chunks][kChunk] in shared memory: the first ones
+  float* greatest;   // [chunks]
+  float* sum;        // [chunks] of e^((value - greatest of the chunk) / temperature)
+  uint64_t* mass;    // [chunks] in units: of what is kept, as far as it is known
+  int first;         // the first chunk's place in the row
+  int chunks;
+  int resident_chunks;
+  int vocab;
+  bool aligned;  // `row` to 16 bytes
+
+  __device__ int FirstToken(int chunk) const { return (first + chunk) * kChunk; }
+  __device__ bool IsWhole(int chunk) const {
+    return aligned && FirstToken(chunk) + kChunk <= vocab;
+  }
+  __device__ float* Resident(int chunk) const { return resident + chunk * kChunk; }
+  __device__ float Value(int chunk, int token) const {
+    if (chunk < resident_chunks) return Resident(chunk)[token];
+    const int at = FirstToken(chunk) + token;
+    return at < vocab ? row[at] : -INFINITY;
+  }
+  __device__ void LoadMemory(int chunk, LaneChunk& to) const {
+    const float* const from = row + FirstToken(chunk);
+    if (IsWhole(chunk)) {
+#pragma unroll
+      for (int i = 0; i < kLaneValues; i += 4) {
+        const float4 four = *reinterpret_cast<const float4*>(from + LaneChunk::Token(i));
+        to.values[i] = four.x;
+        to.values[i + 1] = four.y;
+        to.values[i + 2] = four.z;
+        to.values[i + 3] = four.w;
+      }
+      return;
+    }
+    const int count = vocab - FirstToken(chunk);
+#pragma unroll
+    for (int i = 0; i < kLaneValues; ++i) {
+      to.values[i] = LaneChunk::Token(i) < count ? from[LaneChunk::Token(i)] : -INFINITY;
     }
   }
-  // The same, and stores what f returns.
+  __device__ void Load(int chunk, LaneChunk& to) const {
+    if (chunk >= resident_chunks) return LoadMemory(chunk, to);
+#pragma unroll
+    for (int i = 0; i < kLaneValues; i += 4) {
+      const float4 four = *reinterpret_cast<const float4*>(Resident(chunk) + LaneChunk::Token(i));
+      to.values[i] = four.x;
+      to.values[i + 1] = four.y;
+      to.values[i + 2] = four.z;
+      to.values[i + 3] = four.w;
+    }
+  }
+  __device__ static void Store(const LaneChunk& from, float* chunk) {
+#pragma unroll
+    for (int i = 0; i < kLaneValues; i += 4) {
+      *reinterpret_cast<float4*>(chunk + LaneChunk::Token(i)) = {
+          from.values[i], from.values[i + 1], from.values[i + 2], from.values[i + 3]};
+    }
+  }
+
+  // Calls f(chunk) for this warp's chunks, from the last one to the first.
   template <typename F>
-  __device__ void Update(const F& f) const {
-    const int warp = static_cast<int>(threadIdx.x) / 32;
-    int i = (warp * steps * 32 + static_cast<int>(threadIdx.x) % 32) * 4;
-    for (int step = 0; step < steps; ++step, i += 128) {
-      float4 four = *reinterpret_cast<const float4*>(values + i);
-      four = {f(four.x, i), f(four.y, i + 1), f(four.z, i + 2), f(four.w, i + 3)};
-      *reinterpret_cast<float4*>(values + i) = four;
+  __device__ void ForEachChunk(const F& f) const {
+    for (int chunk = chunks - 1 - WarpIndex(); chunk >= 0; chunk -= kSampleWarps) f(chunk);
+  }
+  // Calls f(chunk, values) for those of this warp's chunks whose greatest value wanted() takes.
+  // Chunks that are not in shared memory come first, each fetched while the one before is at work.
+  template <typename Wanted, typename F>
+  __device__ void Visit(const Wanted& wanted, const F& f) const {
+    const auto skip = [&](int chunk) {
+      while (chunk >= 0 && !wanted(greatest[chunk])) chunk -= kSampleWarps;
+      return chunk;
+    };
+    LaneChunk next;
+    bool ahead = false;
+    for (int chunk = skip(chunks - 1 - WarpIndex()); chunk >= 0;) {
+      LaneChunk now;
+      if (ahead) {
+        now = next;
+      } else {
+        Load(chunk, now);
+      }
+      const int after = skip(chunk - kSampleWarps);
+      ahead = after >= resident_chunks;
+      if (ahead) LoadMemory(after, next);
+      f(chunk, now);
+      chunk = after;
     }
   }
 };
 
-// A place in the order; what is not after it is kept.
-struct Cutoff final {
-  float value = -INFINITY;
-  int token = 0x7fffffff;
-
-  __device__ bool Keeps(float other, int other_token) const {
-    return other > value || (other == value && other_token <= token);
-  }
-};
-
-// Which tokens take part in a selection, and their masses.
+// Which tokens take part in a selection, and on what scale.
 struct Domain final {
-  float origin;              // the greatest value
-  bool with_barred = false;  // tokens of -inf too
-  bool with_mass = false;
-  float floor = -INFINITY;  // what is below is out
-  Cutoff limit = {};        // and what is after
+  float origin;           // the greatest value
+  float inverse = 1.0f;   // of the temperature
+  float floor = kLowest;  // what is below, scaled, is out; -inf: nothing is
+  bool raw = false;       // ordered by the values as they are, not as scaled
 
-  __device__ bool Has(float value, int token) const {
-    return (with_barred || value > -INFINITY) && value >= floor && limit.Keeps(value, token);
+  __device__ float Scaled(float value) const {
+    return __fmul_rn(__fsub_rn(value, origin), inverse);
   }
-  __device__ int Bin(float value) const {
-    return static_cast<int>(fminf((origin - value) * kBinsPerNat, static_cast<float>(kBins - 1)));
+  __device__ uint64_t Key(float value, float scaled, int token) const {
+    return KeyOf(raw ? value : scaled, token);
   }
-  __device__ uint64_t Mass(float value) const { return with_mass ? MassOf(value) : 0; }
 };
 
 }  // namespace lacuna::kernels::cuda

@@ -1,10 +1,15 @@
 // The thread blocks that share one row of logits: a cluster with distributed shared memory (sm_90),
 // or one block alone. Everything here is called by all threads of all blocks of the team.
+//
+// A block may end while others run: what they write to its shared memory, or read from it, lies
+// before a barrier of the team that it takes part in.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <cstdint>
+
+#include "kernels/cuda/ptx.cuh"
 
 namespace lacuna::kernels::cuda {
 
@@ -12,19 +17,27 @@ constexpr int kSampleThreads = 512;
 constexpr int kSampleWarps = kSampleThreads / 32;
 constexpr int kTeamMax = 16;
 
-template <bool kCluster>
+__device__ inline int LaneIndex() { return static_cast<int>(threadIdx.x) % 32; }
+__device__ inline int WarpIndex() { return static_cast<int>(threadIdx.x) / 32; }
+
+// Clusters exist where the code is compiled for sm_90 or emulated.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+constexpr bool kHasClusters = true;
+#else
+constexpr bool kHasClusters = false;
+#endif
+
+template <bool kWanted>
 class Team final {
  public:
   int rank = 0;
-  int size = 1;
+  int size = 1;  // a power of two
 
   __device__ Team() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     if constexpr (kCluster) {
-      asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-      asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+      rank = static_cast<int>(ClusterRank());
+      size = static_cast<int>(ClusterSize());
     }
-#endif
   }
   __device__ void Barrier() const {
     Arrive();
@@ -33,123 +46,111 @@ class Team final {
   // A barrier in two halves. No block may touch another's shared memory before that one has
   // started: each arrives once at its start.
   __device__ void Arrive() const {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    __syncwarp();
-    if constexpr (kCluster) asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-#endif
-  }
-  __device__ void Wait() const {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     if constexpr (kCluster) {
       __syncwarp();
-      asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-      return;
+      ClusterArrive();
     }
-#endif
-    __syncthreads();
+  }
+  __device__ void Wait() const {
+    if constexpr (kCluster) {
+      __syncwarp();
+      ClusterWait();
+    } else {
+      __syncthreads();
+    }
   }
   // The same variable in the shared memory of another block of the team.
   template <typename T>
   __device__ T* Remote(T* mine, int of_rank) const {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     if constexpr (kCluster) {
-      uint64_t address;
-      asm("mapa.u64 %0, %1, %2;"
-          : "=l"(address)
-          : "l"(reinterpret_cast<uint64_t>(mine)), "r"(of_rank));
-      return reinterpret_cast<T*>(address);
+      return reinterpret_cast<T*>(
+          ClusterMap(reinterpret_cast<uint64_t>(mine), static_cast<uint32_t>(of_rank)));
     }
-#endif
     return mine;
   }
+
+ private:
+  static constexpr bool kCluster = kWanted && kHasClusters;
 };
 
-__device__ inline uint64_t WarpMin(uint64_t value) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) {
-    value = min(value, static_cast<uint64_t>(__shfl_xor_sync(~0u, value, step)));
-  }
-  return value;
-}
-__device__ inline uint64_t WarpSum(uint64_t value) {
+// The sum over the lanes of a warp, in a fixed order.
+template <typename T>
+__device__ T WarpSum(T value) {
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
   return value;
 }
 // The sum over this and the lanes before it.
-__device__ inline uint64_t WarpPrefix(uint64_t value) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+template <typename T>
+__device__ T WarpPrefix(T value) {
 #pragma unroll
   for (int step = 1; step < 32; step *= 2) {
-    const uint64_t other = __shfl_up_sync(~0u, value, step);
-    if (lane >= step) value += other;
+    const T other = __shfl_up_sync(~0u, value, step);
+    if (LaneIndex() >= step) value += other;
   }
   return value;
 }
 
-// Room for reductions over a team.
+// Room for sums over a block and a team. `blocks` is used in turn, so that one barrier for each
+// exchange is enough; `warps` is read before the next barrier of the team.
 struct TeamScratch final {
-  uint64_t warps[2][kSampleWarps];
-  uint64_t slots[2][kTeamMax][2];  // used in turn: one barrier for each exchange is enough
+  uint64_t warps[kSampleWarps];
+  uint64_t blocks[2][kTeamMax][2];
 };
 
-// Two values of each block to all blocks; the result is valid until the exchange after the next.
+// The sum of what the lanes 0 give, for all threads of the block; a barrier of the team has to
+// follow before the next one.
+__device__ inline uint64_t BlockSum(TeamScratch& scratch, uint64_t of_warp) {
+  if (LaneIndex() == 0) scratch.warps[WarpIndex()] = of_warp;
+  __syncthreads();
+  return WarpSum(LaneIndex() < kSampleWarps ? scratch.warps[LaneIndex()] : uint64_t{0});
+}
+__device__ inline uint32_t BlockMax(TeamScratch& scratch, uint32_t of_warp) {
+  if (LaneIndex() == 0) scratch.warps[WarpIndex()] = of_warp;
+  __syncthreads();
+  return __reduce_max_sync(
+      ~0u, LaneIndex() < kSampleWarps ? static_cast<uint32_t>(scratch.warps[LaneIndex()]) : 0u);
+}
+
+// This block's value among those of the team.
+struct Share final {
+  uint64_t before;  // the sum over the blocks before this one
+  uint64_t mine;
+  uint64_t total;
+};
+
+// Two values of each block, told to all blocks: Post, a barrier of the team, then Of or Value.
 template <bool kCluster>
-__device__ const uint64_t (*Exchange(const Team<kCluster>& team, TeamScratch& scratch, int& turn,
-                                     uint64_t a, uint64_t b))[2] {
-  const int to = static_cast<int>(threadIdx.x);
-  if (to < team.size) {
-    uint64_t* slot = team.Remote(&scratch.slots[turn][team.rank][0], to);
+class Exchange final {
+ public:
+  __device__ Exchange(const Team<kCluster>& team, TeamScratch& scratch)
+      : team_(team), scratch_(scratch) {}
+
+  __device__ void Post(uint64_t a, uint64_t b) {
+    turn_ ^= 1;
+    mine_[0] = a;
+    mine_[1] = b;
+    const int to = static_cast<int>(threadIdx.x);
+    if (to >= team_.size) return;
+    uint64_t* slot = team_.Remote(&scratch_.blocks[turn_][team_.rank][0], to);
     slot[0] = a;
     slot[1] = b;
   }
-  team.Barrier();
-  const auto* slots = scratch.slots[turn];
-  turn ^= 1;
-  return slots;
-}
+  // The value of block `lane`; 0 where there is none.
+  __device__ uint64_t Value(int which) const {
+    return LaneIndex() < team_.size ? scratch_.blocks[turn_][LaneIndex()][which] : 0;
+  }
+  __device__ Share Of(int which) const {
+    const uint64_t prefix = WarpPrefix(Value(which));
+    const uint64_t here = __shfl_sync(~0u, prefix, team_.rank);
+    return {here - mine_[which], mine_[which], __shfl_sync(~0u, prefix, 31)};
+  }
 
-// Least `a` and greatest `b` of the team.
-template <bool kCluster>
-__device__ void TeamMinMax(const Team<kCluster>& team, TeamScratch& scratch, int& turn, uint64_t& a,
-                           uint64_t& b) {
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-  const uint64_t warp_a = WarpMin(a);
-  const uint64_t warp_b = WarpMin(~b);
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) {
-    scratch.warps[0][warp] = warp_a;
-    scratch.warps[1][warp] = warp_b;
-  }
-  __syncthreads();
-  a = scratch.warps[0][0];
-  b = scratch.warps[1][0];
-  for (int i = 1; i < kSampleWarps; ++i) {
-    a = min(a, scratch.warps[0][i]);
-    b = min(b, scratch.warps[1][i]);
-  }
-  const auto* slots = Exchange(team, scratch, turn, a, b);
-  for (int i = 0; i < team.size; ++i) {
-    a = min(a, slots[i][0]);
-    b = min(b, slots[i][1]);
-  }
-  b = ~b;
-}
-
-// The sum of `value` over all threads of the team.
-template <bool kCluster>
-__device__ uint64_t TeamSum(const Team<kCluster>& team, TeamScratch& scratch, int& turn,
-                            uint64_t value) {
-  const uint64_t warp_sum = WarpSum(value);
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) scratch.warps[0][threadIdx.x / 32] = warp_sum;
-  __syncthreads();
-  uint64_t sum = 0;
-  for (int i = 0; i < kSampleWarps; ++i) sum += scratch.warps[0][i];
-  const auto* slots = Exchange(team, scratch, turn, sum, 0);
-  sum = 0;
-  for (int i = 0; i < team.size; ++i) sum += slots[i][0];
-  return sum;
-}
+ private:
+  const Team<kCluster>& team_;
+  TeamScratch& scratch_;
+  int turn_ = 0;
+  uint64_t mine_[2] = {};
+};
 
 }  // namespace lacuna::kernels::cuda

@@ -344,6 +344,7 @@ TEST_P(SampleTest, RowsDoNotDependOnTheBatch) {
 }
 
 LACUNA_INSTANTIATE_OP_TEST(SampleTest);
+LACUNA_INSTANTIATE_EMULATED_OP_TEST(SampleTest);
 
 }  // namespace
 }  // namespace lacuna::kernels
