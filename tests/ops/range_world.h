@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -39,6 +40,9 @@ class RangeWorld final {
   RangeSpec& spec() { return spec_; }
   float& q(int token, int head, int i) { return q_[Index(token, head, spec_.q_heads, i)]; }
   float& k(int token, int head, int i) { return k_[Index(token, head, spec_.kv_heads, i)]; }
+  // What runs the op instead of the backend.
+  using RunOp = std::function<Status(const SelectRangesArgs&)>;
+  void set_run(RunOp run) { run_ = std::move(run); }
   // Draws the keys from `token` on anew.
   void ChangeKeysFrom(int token);
 
@@ -96,6 +100,7 @@ class RangeWorld final {
                     const std::vector<int>& rows);
 
   std::shared_ptr<Backend> backend_;
+  RunOp run_;
   BackendCase which_;
   RangeSpec spec_;
   std::mt19937 random_;
