@@ -22,6 +22,7 @@ struct DecodeShared final {
   RingBarriers barriers[kRingStagesMax];
   StageHeader headers[kRingStagesMax];
   ScheduleScratch schedule;
+  PendingTokens pending_tokens;
   MergeScratch merge;
 };
 static_assert(sizeof(DecodeShared) <= kDecodeSharedBytes);
@@ -70,12 +71,6 @@ class Consumer final {
   }
 
  private:
-  __device__ static void FenceBeforeCopies() {
-#if LACUNA_DECODE_BULK_COPIES
-    FenceProxyAsyncShared();
-#endif
-  }
-
   __device__ void Begin(const Segment& segment, uint32_t queries) {
     const int head = warp_ / 4 * 8 + lane_ / 4;
     const bool valid = head < TileHeads(p_, segment.tile);
@@ -258,8 +253,8 @@ __global__ void __launch_bounds__(32 * kWarps, DecodeBlocksPerSm(kHeadDim, kWarp
   const int warp = static_cast<int>(threadIdx.x) / 32;
   if (threadIdx.x == 0) {
     for (int i = 0; i < p.ring_stages; ++i) {
-      BarrierInit(SharedAddress(&shared.barriers[i].k_full), kFullArrivals);
-      BarrierInit(SharedAddress(&shared.barriers[i].v_full), kFullArrivals);
+      BarrierInit(SharedAddress(&shared.barriers[i].k_full), FullArrivals(p));
+      BarrierInit(SharedAddress(&shared.barriers[i].v_full), FullArrivals(p));
       BarrierInit(SharedAddress(&shared.barriers[i].empty), kWarps - 1);
     }
 #if LACUNA_DECODE_BULK_COPIES
@@ -270,7 +265,7 @@ __global__ void __launch_bounds__(32 * kWarps, DecodeBlocksPerSm(kHeadDim, kWarp
   LetNextStart();
   const Ranges ranges(p, MeasureLine(p, shared.schedule), static_cast<int>(gridDim.x));
   if (warp == kWarps - 1) {
-    Producer<kHeadDim> producer(p, stages, shared.barriers, shared.headers);
+    Producer<kHeadDim> producer(p, stages, shared.barriers, shared.headers, &shared.pending_tokens);
     VisitRanges(p, shared.schedule, ranges,
                 [&](const Segment& segment) { producer.Send(segment); });
     producer.Stop();

@@ -1,9 +1,10 @@
 // The producer warp of a decode block: which tokens of a segment's list its row sees, and the
 // copies that bring them into the ring.
 //
-// Pages of 64 tokens of which a list's masks leave out whole groups of 16 are not read whole: a
-// stage is put together from four groups that are listed. Pages that lose no visible group stay
-// stages of their own, so that full masks give the stages, and the bits, of no masks.
+// Pages of 64 tokens that a list's masks take few tokens of are not read whole: a stage is put
+// together from groups of 16 tokens or, where a mask takes few of a group, from single tokens.
+// Pages that lose little stay stages of their own, so that full masks give the stages, and the
+// bits, of no masks.
 #pragma once
 
 #include <cstdint>
@@ -13,13 +14,20 @@
 
 namespace lacuna::kernels::cuda {
 
-// What a stage is filled with. Lane i < 4 holds the i-th source and the visible tokens of the i-th
-// 16 tokens of the stage.
+// What a stage is filled with. Lane i < 4 holds the visible tokens of the i-th 16 tokens of the
+// stage and, unless they are kTokens, the i-th source.
+enum class PieceKind { kPages, kGroups, kTokens };
 struct StagePieces final {
-  bool groups = false;  // sources are page * 4 + group of 16 tokens; else pages
-  int count = 0;        // of the sources
-  int source = 0;
+  PieceKind kind = PieceKind::kPages;
+  int count = 0;   // of the sources
+  int source = 0;  // a page, or page * 4 + group of 16 tokens
   uint32_t visible = 0;
+};
+
+// Tokens that wait for a full stage: page * 64 + token of the page. In shared memory; the
+// producer's.
+struct PendingTokens final {
+  int sources[kStageTokens];
 };
 
 // Fills stages; used by the producer warp, all lanes together.
@@ -27,11 +35,12 @@ template <int kHeadDim>
 class Producer final {
  public:
   __device__ Producer(const DecodeParams& p, const char* stages, RingBarriers* barriers,
-                      StageHeader* headers)
+                      StageHeader* headers, PendingTokens* pending_tokens)
       : p_(p),
         stages_(SharedAddress(stages)),
         barriers_(barriers),
         headers_(headers),
+        pending_tokens_(pending_tokens->sources),
         lane_(static_cast<int>(threadIdx.x) % 32) {}
 
   // What the row sees of a segment; at least one stage, so that its result gets written.
@@ -39,8 +48,8 @@ class Producer final {
     shape_ =
         p_.shapes == nullptr ? p_.shape : p_.shapes[segment.row * p_.kv_heads + segment.kv_head];
     first_ = true;
-    if (p_.masks != nullptr && p_.page_tokens == kStageTokens) {
-      SendGroups(segment);
+    if (DecodeGathers(p_)) {
+      SendGathered(segment);
     } else {
       SendPages(segment);
     }
@@ -53,13 +62,16 @@ class Producer final {
       headers_[cursor_.stage].stop = true;
       Announce(barriers.k_full, 0);
     }
-    CopiesIssued(barriers.k_full);
+    CopiesIssued(p_, barriers.k_full);
   }
 
  private:
   static constexpr int kStripes = kHeadDim / kStripeColumns;
   static constexpr int kRest = kHeadDim % kStripeColumns;
   static constexpr int kGroupTokens = 16;
+  // A group of which the row reads more tokens is copied whole: a token alone comes in pieces of
+  // 128 bytes, a group in 2048.
+  static constexpr int kTokensAloneMax = 8;
 
   __device__ void SendPages(const Segment& segment) {
     const int per_stage = kStageTokens / p_.page_tokens;
@@ -106,7 +118,7 @@ class Producer final {
   // What the row reads of a page of 64 tokens.
   struct PageTokens final {
     uint32_t words[2] = {0, 0};  // bit i of both together: token i
-    bool whole = true;           // it reads some of every group of 16 that it may see
+    bool whole = true;           // of every group of 16: all or many of the tokens that it may see
   };
   __device__ PageTokens TokensOf(uint64_t mask, int position, int key) const {
     PageTokens tokens;
@@ -115,78 +127,95 @@ class Producer final {
       const uint32_t visible = VisibleTokens(shape_, position, key + group * kGroupTokens);
       const uint32_t read = visible & static_cast<uint32_t>(mask >> (group * kGroupTokens));
       tokens.words[group / 2] |= read << (group % 2 * kGroupTokens);
-      tokens.whole = tokens.whole && (read != 0 || visible == 0);
+      tokens.whole = tokens.whole && (read == visible || __popc(read) > kTokensAloneMax);
     }
     return tokens;
   }
 
   // Pages of 64 tokens with masks.
-  __device__ void SendGroups(const Segment& segment) {
-    StagePieces pending;  // groups, fewer than four between two pages
-    pending.groups = true;
+  __device__ void SendGathered(const Segment& segment) {
+    StagePieces groups;  // fewer than four between two pages
+    groups.kind = PieceKind::kGroups;
+    int tokens = 0;  // pending, fewer than a stage
     bool last = false;
     for (int base = segment.begin; base < segment.end; base += 32) {
       const int mine = base + lane_;
       int page = 0;
-      PageTokens tokens;
+      PageTokens of_page;
       if (mine < segment.end) {
         page = p_.pages[segment.list_begin + mine];
-        tokens = TokensOf(p_.masks[segment.list_begin + mine], segment.position,
-                          p_.logical[segment.list_begin + mine] * kStageTokens);
+        of_page = TokensOf(p_.masks[segment.list_begin + mine], segment.position,
+                           p_.logical[segment.list_begin + mine] * kStageTokens);
       }
-      unsigned left = __ballot_sync(~0u, (tokens.words[0] | tokens.words[1]) != 0);
-      const unsigned whole = __ballot_sync(~0u, tokens.whole);
+      unsigned left = __ballot_sync(~0u, (of_page.words[0] | of_page.words[1]) != 0);
+      const unsigned whole = __ballot_sync(~0u, of_page.whole);
       while (left != 0) {
         const int from = __ffs(static_cast<int>(left)) - 1;
         left &= left - 1;
         const int from_page = __shfl_sync(~0u, page, from);
-        const uint32_t low = __shfl_sync(~0u, tokens.words[0], from);
-        const uint32_t high = __shfl_sync(~0u, tokens.words[1], from);
-        const bool ends = left == 0 && base + 32 >= segment.end;
-        if ((whole >> from & 1) != 0) {
-          last = ends && pending.count == 0;
-          Push(segment, last, {false, 1, from_page, GroupOf(low, high, lane_ % 4)});
-        } else {
-          last = AddGroups(segment, ends, from_page, low, high, &pending);
+        const uint32_t low = __shfl_sync(~0u, of_page.words[0], from);
+        const uint32_t high = __shfl_sync(~0u, of_page.words[1], from);
+        if ((whole >> from & 1) == 0) {
+          AddThinPage(segment, from_page, low, high, &groups, &tokens);
+          continue;
         }
+        last = left == 0 && base + 32 >= segment.end && groups.count == 0 && tokens == 0;
+        Push(segment, last, {PieceKind::kPages, 1, from_page, GroupOf(low, high, lane_ % 4)});
       }
     }
-    if (!last) Push(segment, true, pending);
+    if (last) return;
+    if (groups.count > 0) Push(segment, tokens == 0, groups);
+    if (groups.count == 0 || tokens > 0) PushTokens(segment, true, tokens);
   }
 
   __device__ static uint32_t GroupOf(uint32_t low, uint32_t high, int group) {
     return (group < 2 ? low : high) >> (group % 2 * kGroupTokens) & 0xffff;
   }
 
-  // Adds the groups of a page to `pending`, which is sent when it is full. True when that was the
-  // last stage of the segment; `ends`: no page follows.
-  __device__ bool AddGroups(const Segment& segment, bool ends, int page, uint32_t low,
-                            uint32_t high, StagePieces* pending) {
-    bool last = false;
+  // Adds groups and tokens of a page to those that wait; sends stages of them when they are full.
+  __device__ void AddThinPage(const Segment& segment, int page, uint32_t low, uint32_t high,
+                              StagePieces* groups, int* tokens) {
 #pragma unroll
     for (int group = 0; group < 4; ++group) {
       const uint32_t visible = GroupOf(low, high, group);
       if (visible == 0) continue;
-      if (lane_ == pending->count) {
-        pending->source = page * 4 + group;
-        pending->visible = visible;
+      if (__popc(visible) <= kTokensAloneMax) {
+        AddTokens(segment, page * kStageTokens + group * kGroupTokens, visible, tokens);
+        continue;
       }
-      if (++pending->count < 4) continue;
-      bool more = false;  // groups in this page
-#pragma unroll
-      for (int later = group + 1; later < 4; ++later) more |= GroupOf(low, high, later) != 0;
-      last = ends && !more;
-      Push(segment, last, *pending);
-      pending->count = 0;
-      pending->visible = 0;
+      if (lane_ == groups->count) {
+        groups->source = page * 4 + group;
+        groups->visible = visible;
+      }
+      if (++groups->count < 4) continue;
+      Push(segment, false, *groups);
+      groups->count = 0;
+      groups->visible = 0;
     }
-    return last;
+  }
+
+  // Tokens of one group, whose first one is `source`.
+  __device__ void AddTokens(const Segment& segment, int source, uint32_t visible, int* tokens) {
+    const bool mine = (visible >> lane_ & 1) != 0;
+    const int at = *tokens + __popc(visible & ((1u << lane_) - 1));
+    if (mine && at < kStageTokens) pending_tokens_[at] = source + lane_;
+    *tokens += __popc(visible);
+    if (*tokens < kStageTokens) return;
+    PushTokens(segment, false, kStageTokens);
+    __syncwarp();
+    if (mine && at >= kStageTokens) pending_tokens_[at - kStageTokens] = source + lane_;
+    *tokens -= kStageTokens;
+  }
+  __device__ void PushTokens(const Segment& segment, bool last, int tokens) {
+    Push(segment, last,
+         {PieceKind::kTokens, tokens, 0, FirstTokens(tokens - lane_ % 4 * kGroupTokens)});
   }
 
   // One stage.
   __device__ void Push(const Segment& segment, bool last, const StagePieces& pieces) {
     const RingBarriers& barriers = barriers_[cursor_.stage];
     WaitFor(barriers.empty, cursor_.parity ^ 1);
+    if (DecodeGathers(p_)) FenceBeforeCopies();  // tokens may have been copied to where bulk will
     StageHeader& header = headers_[cursor_.stage];
     if (lane_ < 4) {
       header.visible[lane_] = pieces.visible;
@@ -208,8 +237,7 @@ class Producer final {
                        const StagePieces& pieces) {
     const uint32_t stage =
         stages_ + static_cast<uint32_t>(cursor_.stage * DecodeStageBytes(kHeadDim, p_.tile_heads));
-    const int tokens = pieces.count * (pieces.groups ? kGroupTokens : p_.page_tokens);
-    const int half_bytes = tokens * kHeadDim * 2;
+    const int half_bytes = AnnouncedTokens(pieces) * kHeadDim * 2;
     const int query_bytes = kHeadDim * 2;
     const int heads = first_ ? TileHeads(p_, segment.tile) : 0;
     if (lane_ == 0) {
@@ -225,9 +253,15 @@ class Producer final {
               static_cast<uint32_t>(DecodeSlabsBytes(kHeadDim) + i * DecodeQueryRowBytes(kHeadDim)),
           static_cast<const std::byte*>(p_.q) + (segment.row * p_.q_row + head * kHeadDim) * 2};
     });
-    CopiesIssued(barriers.k_full);
+    CopiesIssued(p_, barriers.k_full);
     CopyHalf(stage, segment, pieces, 1, barriers.v_full);
-    CopiesIssued(barriers.v_full);
+    CopiesIssued(p_, barriers.v_full);
+  }
+
+  // What bulk copies bring.
+  __device__ int AnnouncedTokens(const StagePieces& pieces) const {
+    if (pieces.kind == PieceKind::kTokens) return 0;
+    return pieces.count * (pieces.kind == PieceKind::kGroups ? kGroupTokens : p_.page_tokens);
   }
 
   // The K (half 0) or the V (half 1) of the pieces.
@@ -239,7 +273,11 @@ class Producer final {
       return p_.pool + (static_cast<int64_t>(page) * p_.kv_heads + segment.kv_head) * 2 * bytes +
              half * bytes;
     };
-    if (!pieces.groups) {
+    if (pieces.kind == PieceKind::kTokens) {
+      CopyTokens(stage + static_cast<uint32_t>(half * bytes), pieces.count, slab);
+      return;
+    }
+    if (pieces.kind == PieceKind::kPages) {
       CopyAll(pieces.count, bytes, barrier, [&](int i) {
         return CopyAddresses{stage + static_cast<uint32_t>((2 * i + half) * bytes),
                              slab(sources[i])};
@@ -262,10 +300,27 @@ class Producer final {
     }
   }
 
+  // One half of the pending tokens; 16 bytes of a row to a lane, which always has the same columns.
+  template <typename Slab>
+  __device__ void CopyTokens(uint32_t to, int count, Slab&& slab) const {
+    constexpr int kChunks = kHeadDim / 8;  // of a row
+    constexpr int kRows = 32 / kChunks;    // at a time
+    const int column = lane_ % kChunks * 8;
+    if (lane_ >= kRows * kChunks) return;
+#pragma unroll 4
+    for (int row = lane_ / kChunks; row < count; row += kRows) {
+      const int source = pending_tokens_[row];
+      const int from = KvElement(source % kStageTokens, column, kStageTokens, kHeadDim);
+      AsyncCopy16(to + static_cast<uint32_t>(KvElement(row, column, kStageTokens, kHeadDim)) * 2,
+                  slab(source / kStageTokens) + int64_t{from} * 2);
+    }
+  }
+
   const DecodeParams& p_;
   const uint32_t stages_;
   RingBarriers* const barriers_;
   StageHeader* const headers_;
+  int* const pending_tokens_;
   const int lane_;
   RingCursor cursor_;
   StaticShape shape_;   // of the segment

@@ -1,10 +1,10 @@
 // The ring of stages through which the producer warp of a decode block feeds its consumer warps:
 // shared memory layout, barriers, and the copies.
 //
-// A stage holds the slabs of kStageTokens tokens as they lie in the pool (or a slab put together
-// from groups of 16 tokens of several pages of 64: rows and swizzle of any four groups fit), then
-// the query heads of its unit (used in the first stage of a segment), one head per padded row. Its
-// header says what it is. On sm_90 bulk copies fill it, before that 16-byte asynchronous copies.
+// A stage holds the slabs of kStageTokens tokens as they lie in the pool (or one slab put together
+// from groups of 16 tokens, or single tokens, of several pages of 64), then the query heads of its
+// unit (used in the first stage of a segment), one head per padded row. Its header says what it is.
+// On sm_90 bulk copies fill it, before that and for single tokens 16-byte asynchronous copies.
 #pragma once
 
 #include <cstdint>
@@ -34,8 +34,16 @@ struct RingBarriers final {
 #else
 #define LACUNA_DECODE_BULK_COPIES 1
 #endif
-// At a full barrier: who announces, and before sm_90 the copies of each lane.
-inline constexpr int kFullArrivals = LACUNA_DECODE_BULK_COPIES ? 1 : 33;
+// Whether stages may be put together from parts of pages.
+__device__ inline bool DecodeGathers(const DecodeParams& p) {
+  return p.masks != nullptr && p.page_tokens == kStageTokens;
+}
+// Whether a stage may have 16-byte copies.
+__device__ inline bool CopiesByLanes(const DecodeParams& p) {
+  return !LACUNA_DECODE_BULK_COPIES || DecodeGathers(p);
+}
+// At a full barrier: who announces, and the 16-byte copies of each lane.
+__device__ inline uint32_t FullArrivals(const DecodeParams& p) { return CopiesByLanes(p) ? 33 : 1; }
 
 // One warp's position in the ring.
 struct RingCursor final {
@@ -73,9 +81,14 @@ __device__ inline void Announce(const uint64_t& barrier, int bytes) {
 }
 
 // By all lanes, after their last copy for this barrier.
-__device__ inline void CopiesIssued(const uint64_t& barrier) {
-#if !LACUNA_DECODE_BULK_COPIES
-  AsyncCopyArrive(SharedAddress(&barrier));
+__device__ inline void CopiesIssued(const DecodeParams& p, const uint64_t& barrier) {
+  if (CopiesByLanes(p)) AsyncCopyArrive(SharedAddress(&barrier));
+}
+
+// Between ordinary writes to a stage and the next copies there.
+__device__ inline void FenceBeforeCopies() {
+#if LACUNA_DECODE_BULK_COPIES
+  FenceProxyAsyncShared();
 #endif
 }
 
