@@ -3,23 +3,16 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/core/random.h"
 #include "kvcache/sparse/decode_counts.h"
 
 namespace lacuna::engine {
 namespace {
 
-// One step of splitmix64 (Steele, Lea, Flood 2014).
-uint64_t Mix(uint64_t state, uint64_t value) {
-  state += 0x9e3779b97f4a7c15 + value;
-  state = (state ^ (state >> 30)) * 0xbf58476d1ce4e5b9;
-  state = (state ^ (state >> 27)) * 0x94d049bb133111eb;
-  return state ^ (state >> 31);
-}
-
 // The same request audits the same steps; other requests others.
 uint64_t AuditKey(uint64_t seed, std::span<const TokenId> prompt) {
   uint64_t key = seed;
-  for (const TokenId token : prompt) key = Mix(key, static_cast<uint64_t>(token));
+  for (const TokenId token : prompt) key = MixIn(key, static_cast<uint64_t>(token));
   return key;
 }
 
@@ -37,7 +30,7 @@ void SparseProgress::Restart() { age_ = -1; }
 
 bool SparseProgress::Audits(int64_t output) const {
   if (options_.audit_fraction <= 0) return false;
-  const uint64_t bits = Mix(audit_key_, static_cast<uint64_t>(output));
+  const uint64_t bits = MixIn(audit_key_, static_cast<uint64_t>(output));
   return std::ldexp(static_cast<double>(bits >> 11), -53) < options_.audit_fraction;
 }
 
@@ -53,11 +46,12 @@ void SparseProgress::Fill(StepSequence& step) {
   if (!step.decode) return;
   const int64_t output = step.first_position - step.prompt_tokens;
   step.budget_scale = ScaleAt(output);
-  // Whether a widened row is dense is the executor's to know; it may have made no choice.
+  // A widened row may never have made a choice under this budget.
   step.steps_since_choice = step.budget_scale > 1 ? -1 : age_;
-  const bool dense = kvcache::CountUnits(plan, int64_t{step.first_position} + 1).dense;
-  const bool chooses = !dense && kvcache::RefreshDue(plan, age_);
-  if (chooses) {
+  step.select = kvcache::MakeSelectRow(plan, int64_t{step.first_position} + 1,
+                                       step.steps_since_choice, step.budget_scale);
+  const bool dense = step.select.counts.dense;
+  if (!dense && step.select.choose) {
     age_ = 1;
   } else if (age_ >= 0) {
     ++age_;

@@ -163,7 +163,7 @@ void SparseImage::TakeReports(const StepBatch& batch, const StepOrder& order) {
     ReportPlace place;
     place.sequence = static_cast<int32_t>(i);
     place.decode = IsDecode(sequence);
-    place.dense = place.decode && order.rows[i].counts.dense;
+    place.dense = place.decode && sequence.select.counts.dense;
     place.audited = place.decode && sequence.audit;
     std::fill(std::begin(place.lossless), std::end(place.lossless), true);
     for (int32_t layer = 0; layer < plan.shape.layers; ++layer) {
@@ -265,7 +265,7 @@ void SparseImage::FillRows(const StepBatch& batch, const StepOrder& order,
     if (i < one.count) {
       const size_t index = order.sequences[static_cast<size_t>(one.first + i)];
       const StepSequence& sequence = batch.sequences[index];
-      row = order.rows[index];
+      row = sequence.select;
       row.choice = kept ? sequence.choice : static_cast<int32_t>(one.row + i);
       tokens = int64_t{sequence.first_position} + 1;
     }

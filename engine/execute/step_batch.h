@@ -37,7 +37,8 @@ struct StepSequence final {
   // as it runs; decode steps since its last choice, -1 when it has none.
   int32_t choice = 0;
   int32_t steps_since_choice = -1;
-  float budget_scale = 1.0f;  // of the plan's budget, see SparseOptions::mass_floor
+  float budget_scale = 1.0f;       // of the plan's budget, see SparseOptions::mass_floor
+  kernels::SelectRow select = {};  // what kvcache::MakeSelectRow makes of these
   bool audit = false;
 };
 

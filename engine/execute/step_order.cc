@@ -2,9 +2,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <cmath>
-#include <limits>
-#include <tuple>
 
 #include "kernels/core/checked_math.h"
 #include "kvcache/sparse/decode_counts.h"
@@ -13,7 +10,6 @@ namespace lacuna::engine {
 namespace {
 
 using kernels::KeyRanges;
-using kvcache::DecodeDials;
 using kvcache::SparsePlan;
 
 // What stands together: 0 is dense.
@@ -23,31 +19,9 @@ struct Key final {
   auto operator<=>(const Key&) const = default;
 };
 
-int32_t Scaled(int32_t tokens, float scale) {
-  const double scaled = static_cast<double>(tokens) * static_cast<double>(scale);
-  return static_cast<int32_t>(
-      std::min(std::ceil(scaled), 0.5 * std::numeric_limits<int32_t>::max()));
-}
-
-// Of the mass that is let go, one part in `scale`.
-float ScaledMass(float p, float scale) { return p >= 1 ? p : 1 - (1 - p) / scale; }
-
-DecodeDials ScaleBudget(DecodeDials dials, float scale) {
-  dials.budget_tokens = Scaled(dials.budget_tokens, scale);
-  dials.fraction = std::min(dials.fraction * static_cast<double>(scale), 1.0);
-  dials.min_tokens = Scaled(dials.min_tokens, scale);
-  dials.max_tokens = Scaled(dials.max_tokens, scale);
-  dials.p = ScaledMass(dials.p, scale);
-  dials.refine_budget_tokens = Scaled(dials.refine_budget_tokens, scale);
-  dials.refine_min_tokens = Scaled(dials.refine_min_tokens, scale);
-  dials.refine_p = ScaledMass(dials.refine_p, scale);
-  return dials;
-}
-
-Key DecodeKey(const StepSequence& sequence, const kernels::SelectRow& row,
-              const HeadLaunches& launches) {
+Key DecodeKey(const StepSequence& sequence, const HeadLaunches& launches) {
   const SparsePlan* plan = sequence.plan;
-  if (plan == nullptr || (!launches.TakesShapes(*plan) && row.counts.dense)) return {};
+  if (plan == nullptr || (!launches.TakesShapes(*plan) && sequence.select.counts.dense)) return {};
   return {.path = plan->path_fingerprint, .rank = sequence.audit ? 0 : 1};
 }
 
@@ -63,30 +37,6 @@ Key ChunkKey(const StepSequence& sequence, const HeadLaunches& launches) {
 
 bool IsDecode(const StepSequence& sequence) {
   return sequence.decode && sequence.tokens.size() == 1;
-}
-
-kernels::SelectRow MakeSelectRow(const StepSequence& sequence) {
-  const SparsePlan& plan = *sequence.plan;
-  const int64_t tokens = int64_t{sequence.first_position} + 1;
-  kernels::SelectRow row;
-  row.choose = kvcache::RefreshDue(plan, sequence.steps_since_choice);
-  const int64_t kept_steps = row.choose ? 0 : sequence.steps_since_choice;
-  DecodeDials dials = plan.decode_dials;
-  if (sequence.budget_scale > 1) {
-    // What CountUnits reads of a plan.
-    SparsePlan scaled;
-    scaled.decode = plan.decode;
-    scaled.decode_dials = dials = ScaleBudget(dials, sequence.budget_scale);
-    scaled.sparse_decode = plan.sparse_decode;
-    row.counts = kvcache::CountUnits(scaled, tokens, kept_steps);
-  } else {
-    row.counts = kvcache::CountUnits(plan, tokens, kept_steps);
-  }
-  row.p = dials.p;
-  row.threshold = dials.threshold;
-  row.refine_p = dials.refine_p;
-  row.refresh_cosine = dials.refresh_cosine;
-  return row;
 }
 
 namespace {
@@ -148,7 +98,6 @@ void OrderStep(const StepBatch& batch, const HeadLaunches& launches, int64_t til
   order.sequences.clear();
   order.decode.clear();
   order.prefill.clear();
-  order.rows.assign(count, {});
   std::vector<Key> keys(count);
   bool plain = true;
   for (const bool decode : {true, false}) {
@@ -157,9 +106,7 @@ void OrderStep(const StepBatch& batch, const HeadLaunches& launches, int64_t til
       if (IsDecode(sequence) != decode) continue;
       order.sequences.push_back(i);
       if (sequence.plan == nullptr) continue;
-      if (decode) order.rows[i] = MakeSelectRow(sequence);
-      keys[i] =
-          decode ? DecodeKey(sequence, order.rows[i], launches) : ChunkKey(sequence, launches);
+      keys[i] = decode ? DecodeKey(sequence, launches) : ChunkKey(sequence, launches);
       plain = plain && keys[i].path == 0;
     }
     if (decode) order.decode_sequences = static_cast<int64_t>(order.sequences.size());

@@ -31,8 +31,6 @@ struct StepOrder final {
   int64_t dense_rows = 0;   // rows before the first class, padding included
   int64_t decode_rows = 0;  // all of them
   std::vector<Class> decode, prefill;
-  // By sequence of the batch, of decode rows in classes; `choice` is not filled.
-  std::vector<kernels::SelectRow> rows;
 
   std::span<const size_t> DecodeRows() const {
     return std::span(sequences).first(static_cast<size_t>(decode_sequences));
@@ -57,8 +55,5 @@ void PadOrder(int64_t rows_max, StepOrder& order);
 
 // A generated token alone, which the decode kernels take.
 bool IsDecode(const StepSequence& sequence);
-
-// Counts of a decode row, its budget scaled, and whether it chooses anew.
-kernels::SelectRow MakeSelectRow(const StepSequence& sequence);
 
 }  // namespace lacuna::engine

@@ -1,5 +1,6 @@
 // Random: numbers that are the same for a seed on any machine; no std:: distribution, whose results
-// the standard leaves open. For tools and tests, not for sampling. One thread.
+// the standard leaves open. For tools and tests, not for sampling. One thread. And what it mixes
+// by, for fingerprints of values that nobody chooses in order to collide.
 #pragma once
 
 #include <cmath>
@@ -8,16 +9,23 @@
 
 namespace lacuna {
 
-// splitmix64 (Steele et al. 2014).
+// splitmix64 (Steele, Lea, Flood 2014): the state after `value` was folded in.
+constexpr uint64_t MixIn(uint64_t state, uint64_t value) {
+  state += 0x9e3779b97f4a7c15 + value;
+  state = (state ^ (state >> 30)) * 0xbf58476d1ce4e5b9;
+  state = (state ^ (state >> 27)) * 0x94d049bb133111eb;
+  return state ^ (state >> 31);
+}
+
+// The same as a sequence.
 class Random final {
  public:
   explicit Random(uint64_t seed) : state_(seed) {}
 
   uint64_t Next() {
-    uint64_t z = (state_ += 0x9e3779b97f4a7c15ull);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-    return z ^ (z >> 31);
+    const uint64_t mixed = MixIn(state_, 0);
+    state_ += 0x9e3779b97f4a7c15;
+    return mixed;
   }
   // [0, 1)
   double Uniform() { return static_cast<double>(Next() >> 11) * 0x1.0p-53; }

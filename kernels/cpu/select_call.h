@@ -25,6 +25,11 @@ inline uint64_t BlockMask(int64_t first, int64_t end) {
   return below_end & ~uint64_t{0} << first;
 }
 
+inline ReduceJob::Kind ReduceJobKind(ReduceKind reduce) {
+  if (reduce == ReduceKind::kMean) return ReduceJob::kMean;
+  return reduce == ReduceKind::kSum ? ReduceJob::kSum : ReduceJob::kMax;
+}
+
 class SelectCall final {
  public:
   using Row = SelectRowState;

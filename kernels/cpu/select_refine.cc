@@ -31,9 +31,7 @@ double SelectCall::Refine(int64_t row, int64_t owner, Worker& worker) {
     job.shifts = worker.row_shifts.data() + first;
     job.offsets = worker.row_offsets.data() + first;
     job.count = static_cast<int32_t>(together);
-    job.kind = args_.path.refine_reduce == ReduceKind::kMean  ? ReduceJob::kMean
-               : args_.path.refine_reduce == ReduceKind::kSum ? ReduceJob::kSum
-                                                              : ReduceJob::kMax;
+    job.kind = ReduceJobKind(args_.path.refine_reduce);
     job.exponential = true;
     job.entries = static_cast<int64_t>(worker.weights.size());
     job.out = worker.weights.data();

@@ -124,9 +124,7 @@ void SelectCall::ReduceRows(int64_t first, int64_t count, int64_t entries, float
   job.shifts = worker.row_shifts.data() + first;
   job.offsets = worker.row_offsets.data() + first;
   job.count = static_cast<int32_t>(count);
-  job.kind = args_.path.reduce == ReduceKind::kMean  ? ReduceJob::kMean
-             : args_.path.reduce == ReduceKind::kSum ? ReduceJob::kSum
-                                                     : ReduceJob::kMax;
+  job.kind = ReduceJobKind(args_.path.reduce);
   job.exponential = normalises_;
   job.entries = entries;
   job.out = pools ? worker.entries.data() : units;

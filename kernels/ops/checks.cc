@@ -81,16 +81,6 @@ Status Check(const SoftcapArgs& args, DType) {
 
 namespace {
 
-void CheckPool(Checker& check, const KvPool& pool, DType act) {
-  check.Require(pool.dtype == act, "pool", "the dtype of the activations");
-  check.Require(pool.page_tokens == 16 || pool.page_tokens == 64, "pool", "page_tokens 16 or 64");
-  check.Require(pool.kv_heads > 0, "pool", "at least one kv head");
-  check.Require(pool.head_dim > 0 && pool.head_dim % 2 == 0, "pool", "an even head_dim");
-  check.Require(pool.pages >= 0 && pool.pages <= std::numeric_limits<int32_t>::max() / 64, "pool",
-                "pages whose slots fit 32 bits");
-  check.Require(pool.pages == 0 || pool.data != nullptr, "pool", "memory");
-}
-
 void CheckParams(Checker& check, const AttentionParams& params) {
   check.Require(std::isfinite(params.scale), "scale", "a finite number");
   check.Require(std::isfinite(params.softcap) && params.softcap >= 0.0f, "softcap",

@@ -4,6 +4,7 @@
 #include <limits>
 #include <string>
 
+#include "kernels/ops/check_parts.h"
 #include "kernels/ops/checker.h"
 #include "kernels/ops/checks.h"
 
@@ -11,13 +12,6 @@ namespace lacuna::kernels {
 namespace {
 
 bool IsUnit(int32_t tokens) { return tokens == 1 || tokens == 16 || tokens == 64; }
-
-bool IsPool(const KvPool& pool, DType act) {
-  return pool.dtype == act && (pool.page_tokens == 16 || pool.page_tokens == 64) &&
-         pool.kv_heads > 0 && pool.head_dim > 0 && pool.head_dim % 2 == 0 && pool.pages >= 0 &&
-         pool.pages <= std::numeric_limits<int32_t>::max() / 64 &&
-         (pool.pages == 0 || pool.data != nullptr);
-}
 
 void CheckMetadata(Checker& check, std::string_view name, const MetadataPool& metadata,
                    const KvPool& keys) {
@@ -94,8 +88,7 @@ void CheckPath(Checker& check, const SelectKeysArgs& args) {
 
 Status Check(const AppendMetadataArgs& args, DType act) {
   Checker check("AppendMetadata");
-  check.Require(IsPool(args.keys, act), "keys",
-                "a pool of pages of 16 or 64 tokens in the dtype of the activations");
+  CheckPool(check, args.keys, act, "keys");
   if (!check.Tensor("slots", args.slots, {DType::kI32}, {kAnyDim})) return check.Take();
   const int64_t tokens = args.slots.dim(0);
   check.Require(args.slots.contiguous(), "slots", "a contiguous vector");
@@ -114,8 +107,7 @@ Status Check(const AppendMetadataArgs& args, DType act) {
 
 Status Check(const SelectKeysArgs& args, DType act) {
   Checker check("SelectKeys");
-  check.Require(IsPool(args.pool, act), "pool",
-                "a pool of pages of 16 or 64 tokens in the dtype of the activations");
+  CheckPool(check, args.pool, act);
   if (!check.Tensor("q", args.q, {act}, {kAnyDim, kAnyDim, args.pool.head_dim})) {
     return check.Take();
   }

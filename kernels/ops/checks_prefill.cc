@@ -89,10 +89,7 @@ void CheckRangeChunks(Checker& check, const SelectRangesArgs& args) {
 Status Check(const SelectRangesArgs& args, DType act) {
   Checker check("SelectRanges");
   const KvPool& pool = args.pool;
-  check.Require(pool.dtype == act && pool.kv_heads > 0 && pool.head_dim > 0 &&
-                    pool.head_dim % 2 == 0 && (pool.page_tokens == 16 || pool.page_tokens == 64),
-                "pool", "kv heads of an even head_dim in act, pages of 16 or 64 tokens");
-  check.Require(pool.pages == 0 || pool.data != nullptr, "pool", "memory");
+  CheckPool(check, pool, act);
   if (!check.ok() || !check.Tensor("q", args.q, {act}, {kAnyDim, kAnyDim, pool.head_dim})) {
     return check.Take();
   }

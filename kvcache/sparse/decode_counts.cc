@@ -1,6 +1,8 @@
 #include "kvcache/sparse/decode_counts.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
 #include "kernels/core/checked_math.h"
 
@@ -27,18 +29,36 @@ int64_t LocalTokens(const DecodeDials& dials, int64_t budget_tokens) {
   return std::max<int64_t>(static_cast<int64_t>(share) - dials.sink_tokens, 0);
 }
 
-bool FirstKeepsAll(const SparsePlan& plan, const DecodeCounts& counts) {
-  return (plan.decode.select == SelectKind::kTopK &&
-          counts.ranked_units_max == counts.candidates()) ||
-         (plan.decode.select == SelectKind::kTopP && plan.decode_dials.p >= 1 &&
-          counts.ranked_units_max == counts.candidates());
+bool FirstKeepsAll(const DecodePath& path, const DecodeDials& dials, const DecodeCounts& counts) {
+  return counts.ranked_units_max == counts.candidates() &&
+         (path.select == SelectKind::kTopK || (path.select == SelectKind::kTopP && dials.p >= 1));
 }
 
-bool SecondKeepsAll(const SparsePlan& plan, int64_t total_tokens) {
-  return plan.decode.refine == RefineKind::kNone ||
-         (plan.decode.refine == RefineKind::kTopP && plan.decode_dials.refine_p >= 1) ||
-         (plan.decode.refine == RefineKind::kTopK &&
-          plan.decode_dials.refine_budget_tokens >= total_tokens);
+bool SecondKeepsAll(const DecodePath& path, const DecodeDials& dials, int64_t total_tokens) {
+  return path.refine == RefineKind::kNone ||
+         (path.refine == RefineKind::kTopP && dials.refine_p >= 1) ||
+         (path.refine == RefineKind::kTopK && dials.refine_budget_tokens >= total_tokens);
+}
+
+int32_t Scaled(int32_t tokens, float scale) {
+  const double scaled = static_cast<double>(tokens) * static_cast<double>(scale);
+  return static_cast<int32_t>(
+      std::min(std::ceil(scaled), 0.5 * std::numeric_limits<int32_t>::max()));
+}
+
+// Of the mass that is let go, one part in `scale`.
+float ScaledMass(float p, float scale) { return p >= 1 ? p : 1 - (1 - p) / scale; }
+
+DecodeDials ScaleBudget(DecodeDials dials, float scale) {
+  dials.budget_tokens = Scaled(dials.budget_tokens, scale);
+  dials.fraction = std::min(dials.fraction * static_cast<double>(scale), 1.0);
+  dials.min_tokens = Scaled(dials.min_tokens, scale);
+  dials.max_tokens = Scaled(dials.max_tokens, scale);
+  dials.p = ScaledMass(dials.p, scale);
+  dials.refine_budget_tokens = Scaled(dials.refine_budget_tokens, scale);
+  dials.refine_min_tokens = Scaled(dials.refine_min_tokens, scale);
+  dials.refine_p = ScaledMass(dials.refine_p, scale);
+  return dials;
 }
 
 }  // namespace
@@ -50,9 +70,12 @@ int64_t BudgetTokens(const DecodeDials& dials, int64_t total_tokens) {
   return dials.max_tokens > 0 ? std::min<int64_t>(at_least, dials.max_tokens) : at_least;
 }
 
-DecodeCounts CountUnits(const SparsePlan& plan, int64_t total_tokens, int64_t kept_steps) {
-  const DecodeDials& dials = plan.decode_dials;
-  const int64_t unit = plan.decode.unit_tokens;
+namespace {
+
+DecodeCounts CountOf(const SparsePlan& plan, const DecodeDials& dials, int64_t total_tokens,
+                     int64_t kept_steps) {
+  const DecodePath& path = plan.decode;
+  const int64_t unit = path.unit_tokens;
   const int64_t budget = BudgetTokens(dials, total_tokens);
   DecodeCounts counts;
   counts.units = Units(total_tokens, unit);
@@ -61,20 +84,40 @@ DecodeCounts CountUnits(const SparsePlan& plan, int64_t total_tokens, int64_t ke
   counts.local_units = std::min(NewestUnits(local > 0 ? local + kept_steps : 0, total_tokens, unit),
                                 counts.units - counts.sink_units);
   const int32_t between = counts.candidates();
-  if (plan.decode.select == SelectKind::kTopK) {
+  if (path.select == SelectKind::kTopK) {
     const int32_t forced = dials.inside_budget ? counts.sink_units + counts.local_units : 0;
     counts.ranked_units_max = std::clamp(Units(budget, unit) - forced, 0, between);
     counts.ranked_units_min = counts.ranked_units_max;
-  } else if (plan.decode.select != SelectKind::kNone) {
+  } else if (path.select != SelectKind::kNone) {
     counts.ranked_units_max =
         dials.max_tokens > 0 ? std::min(Units(dials.max_tokens, unit), between) : between;
     counts.ranked_units_min = std::min(Units(dials.min_tokens, unit), counts.ranked_units_max);
   }
-  counts.refine_units = Units(dials.refine_budget_tokens, plan.decode.refine_unit_tokens);
-  counts.refine_units_min = Units(dials.refine_min_tokens, plan.decode.refine_unit_tokens);
+  counts.refine_units = Units(dials.refine_budget_tokens, path.refine_unit_tokens);
+  counts.refine_units_min = Units(dials.refine_min_tokens, path.refine_unit_tokens);
   counts.dense = !plan.sparse_decode || total_tokens < dials.dense_below_tokens || between == 0 ||
-                 (FirstKeepsAll(plan, counts) && SecondKeepsAll(plan, total_tokens));
+                 (FirstKeepsAll(path, dials, counts) && SecondKeepsAll(path, dials, total_tokens));
   return counts;
+}
+
+}  // namespace
+
+DecodeCounts CountUnits(const SparsePlan& plan, int64_t total_tokens, int64_t kept_steps) {
+  return CountOf(plan, plan.decode_dials, total_tokens, kept_steps);
+}
+
+kernels::SelectRow MakeSelectRow(const SparsePlan& plan, int64_t total_tokens,
+                                 int64_t steps_since_choice, float budget_scale) {
+  const DecodeDials dials =
+      budget_scale > 1 ? ScaleBudget(plan.decode_dials, budget_scale) : plan.decode_dials;
+  kernels::SelectRow row;
+  row.choose = RefreshDue(plan, steps_since_choice);
+  row.counts = CountOf(plan, dials, total_tokens, row.choose ? 0 : steps_since_choice);
+  row.p = dials.p;
+  row.threshold = dials.threshold;
+  row.refine_p = dials.refine_p;
+  row.refresh_cosine = dials.refresh_cosine;
+  return row;
 }
 
 bool RefreshDue(const SparsePlan& plan, int64_t steps_since) {

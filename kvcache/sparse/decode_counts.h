@@ -18,6 +18,12 @@ using kernels::DecodeCounts;
 // kept choice knows nothing of units that were forced then, so these stay forced.
 DecodeCounts CountUnits(const SparsePlan& plan, int64_t total_tokens, int64_t kept_steps = 0);
 
+// What a decode row of a plan does at N tokens: its counts, its own numbers, and whether it chooses
+// anew, `steps_since_choice` steps after its last choice (-1: it has none). `choice` is not filled.
+// `budget_scale` widens its budget: so many times the keys, or that part of the mass let go.
+kernels::SelectRow MakeSelectRow(const SparsePlan& plan, int64_t total_tokens,
+                                 int64_t steps_since_choice, float budget_scale = 1);
+
 // budget_tokens + fraction * N within min and max; of select top_k.
 int64_t BudgetTokens(const DecodeDials& dials, int64_t total_tokens);
 

@@ -4,26 +4,21 @@
 #include <concepts>
 #include <type_traits>
 
+#include "kernels/core/random.h"
+
 namespace lacuna::kvcache {
 namespace {
 
 // Raised when the meaning of a field changes: pages of older meaning must not be found.
 constexpr uint64_t kVersion = 1;
 
-// Each value is folded in by the finaliser of splitmix64 (Steele, Lea, Flood 2014). Not for
-// values that a caller could choose in order to collide: profiles are the operator's, and dials
-// have few values.
+// Each value is mixed in. Not for values that a caller could choose in order to collide: profiles
+// are the operator's, and dials have few values.
 class Fingerprint final {
  public:
-  void Fold(uint64_t value) {
-    state_ += 0x9e3779b97f4a7c15u + value;
-    state_ = (state_ ^ (state_ >> 30)) * 0xbf58476d1ce4e5b9u;
-    state_ = (state_ ^ (state_ >> 27)) * 0x94d049bb133111ebu;
-    state_ ^= state_ >> 31;
-  }
   template <typename... Values>
   void Add(const Values&... values) {
-    (Fold(Bits(values)), ...);
+    ((state_ = MixIn(state_, Bits(values))), ...);
   }
   // Never 0, which stands for "dense".
   uint64_t value() const { return state_ == 0 ? 1 : state_; }

@@ -221,17 +221,22 @@ StepSequence SparseSteps::Step(TestSequence& sequence, size_t begin, size_t end,
     }
     sequence.spans.push_back({sequence.held_pages, sequence.held_logical});
   }
-  return {.tokens = std::span<const TokenId>(sequence.tokens).subspan(begin, end - begin),
-          .first_position = static_cast<int32_t>(begin),
-          .decode = decode,
-          .pages = sequence.spans,
-          .logits_from = logits_from,
-          .plan = sequence.plan.get(),
-          .prompt_tokens = sequence.prompt_tokens,
-          .choice = sequence.choice,
-          .steps_since_choice = sequence.steps_since_choice,
-          .budget_scale = sequence.budget_scale,
-          .audit = sequence.audit};
+  return {
+      .tokens = std::span<const TokenId>(sequence.tokens).subspan(begin, end - begin),
+      .first_position = static_cast<int32_t>(begin),
+      .decode = decode,
+      .pages = sequence.spans,
+      .logits_from = logits_from,
+      .plan = sequence.plan.get(),
+      .prompt_tokens = sequence.prompt_tokens,
+      .choice = sequence.choice,
+      .steps_since_choice = sequence.steps_since_choice,
+      .budget_scale = sequence.budget_scale,
+      .select = sequence.plan == nullptr
+                    ? kernels::SelectRow{}
+                    : kvcache::MakeSelectRow(*sequence.plan, static_cast<int64_t>(begin) + 1,
+                                             sequence.steps_since_choice, sequence.budget_scale),
+      .audit = sequence.audit};
 }
 
 std::vector<float> SparseSteps::Run(std::vector<StepSequence> sequences) {
