@@ -11,18 +11,12 @@
 namespace lacuna::kernels::cuda {
 namespace {
 
-struct ChooseShared final {
-  ChooseBlock::Shared block;
-  Cutter::Shared cutter;
-};
-
 // One (row, owner) of a ChooseKernel. kPerHead: SelectKeysCall::per_head.
 template <bool kPerHead>
 class Chooser final {
  public:
   __device__ Chooser(const SelectKeysCall& call, const ChooseScratch& scratch, const RowPlan& plan,
-                     int row, int owner, const KeyCache& cache, uint32_t* cached,
-                     ChooseShared& shared)
+                     int row, int owner, int cache_keys)
       : call_(call),
         scratch_(scratch),
         plan_(plan),
@@ -32,10 +26,7 @@ class Chooser final {
         heads_first_(call.path.owner == OwnerKind::kLayer ? 0 : owner * call.heads),
         heads_end_(call.path.owner == OwnerKind::kLayer ? call.query_rows
                                                         : (owner + 1) * call.heads),
-        cache_keys_(cache.keys),
-        cached_(cached),
-        block_(shared.block),
-        cutter_(shared.cutter, block_),
+        cache_keys_(cache_keys),
         masks_(ChoiceOf(call, what_, owner)) {}
 
   // Chooses, and makes the list where this block is to. Returns the share of the mass.
@@ -62,17 +53,17 @@ class Chooser final {
     ListMaker::Counts counts;
     if (plan_.act == RowPlan::Act::kChoose || plan_.act == RowPlan::Act::kKeep) {
       KeptChoice kept{masks_, plan_.pages};
-      counts = maker.Make(kept, block_);
+      counts = maker.Make(kept, cutter_.block());
     } else {
       NoChoice none;
-      counts = maker.Make(none, block_);
+      counts = maker.Make(none, cutter_.block());
     }
     maker.Report(counts, mass);
   }
 
  private:
   __device__ KeyRow RowOfScores(int unit_row) const {
-    return {KeyRow::Source::kScores, UnitScores(call_, row_, unit_row), cached_, cache_keys_};
+    return {KeyRow::Source::kScores, UnitScores(call_, row_, unit_row), 0, cache_keys_};
   }
 
   // A later step may read more pages than there are now; what is chosen at each step is not read.
@@ -86,25 +77,25 @@ class Chooser final {
 
   __device__ void ChooseTogether(bool lists) {
     const KeyRow row = RowOfScores(owner_);
-    const UnitCutter units(call_, what_, block_, cutter_);
-    const UnitSummary summary = units.Load(row);
-    CutChoice choice(call_, plan_, what_, row, units.Cut(row, summary), masks_);
+    const UnitCutter units(call_, what_);
+    const UnitSummary summary = units.Load(row, cutter_.block());
+    CutChoice choice(call_, plan_, what_, row, units.Cut(row, summary, cutter_), masks_);
     choice.weighs = call_.stats != nullptr;
     choice.top = ScoreOfKey(summary.key_top);
     if (lists) {
       const ListMaker maker(call_, plan_, row_, owner_);
-      const ListMaker::Counts counts = maker.Make(choice, block_);
-      return maker.Report(counts, choice.weighs ? choice.share.Of(block_) : 0.0f);
+      const ListMaker::Counts counts = maker.Make(choice, cutter_.block());
+      return maker.Report(counts, choice.weighs ? choice.share.Of(cutter_.block()) : 0.0f);
     }
     GoOver(choice);
-    WriteMass(choice.weighs ? choice.share.Of(block_) : 0.0f);
+    WriteMass(choice.weighs ? choice.share.Of(cutter_.block()) : 0.0f);
   }
 
   // By the scores of one query head.
   __device__ void ChooseOne(const KeyRow& row, bool adds) {
-    const UnitCutter units(call_, what_, block_, cutter_);
-    const UnitSummary summary = units.Load(row);
-    CutChoice choice(call_, plan_, what_, row, units.Cut(row, summary), masks_);
+    const UnitCutter units(call_, what_);
+    const UnitSummary summary = units.Load(row, cutter_.block());
+    CutChoice choice(call_, plan_, what_, row, units.Cut(row, summary, cutter_), masks_);
     choice.adds = adds;
     GoOver(choice);
     __syncthreads();  // the next head fills the shared memory anew
@@ -113,7 +104,7 @@ class Chooser final {
   // By the turns at which units come first.
   __device__ void ChooseInTurn() {
     const int64_t at = int64_t{row_ - call_.first_row} * call_.owners + owner_;
-    const KeyRow row(KeyRow::Source::kTurns, scratch_.turns + at * call_.units_stride, cached_,
+    const KeyRow row(KeyRow::Source::kTurns, scratch_.turns + at * call_.units_stride, 0,
                      cache_keys_);
     ChooseOne(row, false);
   }
@@ -144,7 +135,7 @@ class Chooser final {
     uint32_t top[1] = {0};
     if (!call_.normalises) {
       each([&](int unit) { top[0] = max(top[0], OrderKey(scores[unit])); });
-      block_.Max(top);
+      cutter_.block().Max(top);
     }
     const float greatest = ScoreOfKey(top[0]);
     const ForcedTokens forced(call_, plan_, what_);
@@ -155,7 +146,7 @@ class Chooser final {
       share.Add(call_.normalises ? scores[unit] : ExpOf(scores[unit] - greatest),
                 chosen || (forced.In(token) & 1) != 0);
     });
-    return share.Of(block_);
+    return share.Of(cutter_.block());
   }
 
   __device__ void WriteMass(float mass) const {
@@ -165,11 +156,9 @@ class Chooser final {
 
   const SelectKeysCall& call_;
   const ChooseScratch& scratch_;
-  const RowPlan& plan_;
+  const RowPlan plan_;
   const SelectRow what_;
   int row_, owner_, heads_first_, heads_end_, cache_keys_;
-  uint32_t* cached_;
-  ChooseBlock block_;
   Cutter cutter_;
   uint64_t* masks_;
 };
@@ -179,8 +168,6 @@ template <bool kPerHead>
 __global__ void __launch_bounds__(kChooseThreads, 1)
     ChooseKernel(const __grid_constant__ SelectKeysCall call,
                  const __grid_constant__ ChooseScratch scratch, KeyCache cache, bool lists) {
-  __shared__ ChooseShared shared;
-  LACUNA_DYNAMIC_SHARED(16, uint32_t, cached);
   WaitForPrevious();
   LetNextStart();
   const int row = call.first_row + static_cast<int>(blockIdx.y);
@@ -188,7 +175,7 @@ __global__ void __launch_bounds__(kChooseThreads, 1)
   const RowPlan plan = PlanRow(call, row);
   const bool chooses = plan.act == RowPlan::Act::kChoose && OwnerChooses(call, row, owner);
   if (!chooses && !lists) return;
-  Chooser<kPerHead> chooser(call, scratch, plan, row, owner, cache, cached, shared);
+  Chooser<kPerHead> chooser(call, scratch, plan, row, owner, cache.keys);
   if (chooses) {
     chooser.Choose(lists);
   } else {
@@ -256,7 +243,7 @@ Status ChooseKeys(const SelectKeysCall& call, const DeviceTraits& traits, const 
     LACUNA_RETURN_IF_ERROR(RankTurns(call, scratch, traits, stream));
   }
   const bool lists = call.path.owner == OwnerKind::kKvHead && !call.refines;
-  const KeyCache cache = CacheFor(traits, call.units_stride, sizeof(ChooseShared), 0);
+  const KeyCache cache = CacheFor(traits, call.units_stride, kChooseStaticBytes, 0);
   const auto kernel = call.per_head ? ChooseKernel<true> : ChooseKernel<false>;
   LACUNA_CUDA_RETURN_IF_ERROR(cudaFuncSetAttribute(
       kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(cache.bytes())));

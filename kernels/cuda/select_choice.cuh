@@ -50,12 +50,11 @@ struct UnitSummary final {
 // Cuts one row of unit scores as the path says.
 class UnitCutter final {
  public:
-  __device__ UnitCutter(const SelectKeysCall& call, const SelectRow& what, ChooseBlock& block,
-                        Cutter& cutter)
-      : path_(call.path), what_(what), block_(block), cutter_(cutter) {}
+  __device__ UnitCutter(const SelectKeysCall& call, const SelectRow& what)
+      : path_(call.path), what_(what) {}
 
   // Reads the row into shared memory.
-  __device__ UnitSummary Load(const KeyRow& row) const {
+  __device__ UnitSummary Load(const KeyRow& row, ChooseBlock& block) const {
     const DecodeCounts& counts = what_.counts;
     UnitSummary summary;
     summary.between.first = counts.sink_units;
@@ -73,10 +72,13 @@ class UnitCutter final {
         extremes[1] = max(extremes[1], key);
         sums[2] += ScoreOfKey(key) >= threshold ? 1 : 0;
       }
-      if (weighs) sums[between ? 1 : 0] += MassOf(ScoreOfKey(key));
+      if (!weighs) return;
+      const uint64_t mass = MassOf(ScoreOfKey(key));
+      sums[0] += between ? 0 : mass;
+      sums[1] += between ? mass : 0;
     });
-    block_.Max(extremes);
-    if (path_.select != SelectKind::kTopK) block_.Sum(sums);
+    block.Max(extremes);
+    if (path_.select != SelectKind::kTopK) block.Sum(sums);
     summary.between.key_min = ~extremes[0];
     summary.between.key_max = extremes[1];
     summary.key_top = extremes[2];
@@ -87,7 +89,7 @@ class UnitCutter final {
   }
 
   // What ranks at or above it is taken.
-  __device__ uint64_t Cut(const KeyRow& row, const UnitSummary& summary) const {
+  __device__ uint64_t Cut(const KeyRow& row, const UnitSummary& summary, Cutter& cutter) const {
     int count = what_.counts.ranked_units_max;
     uint64_t cut = 0;
     bool cuts = false;  // `cut` is that of `count`
@@ -95,7 +97,7 @@ class UnitCutter final {
       const bool keep_first =
           summary.between.count() == what_.counts.units && what_.counts.units > 0;
       const MassWalk walk{summary.forced_mass, summary.mass, what_.p, path_.inclusive, keep_first};
-      cuts = CutOfMass(row, summary.between, cutter_, walk, count, cut);
+      cuts = CutOfMass(row, summary.between, cutter, walk, count, cut);
     } else if (path_.select == SelectKind::kThreshold) {
       count = summary.at_least;
       cut = count == 0 ? kCutNone : static_cast<uint64_t>(OrderKey(Threshold())) << 32;
@@ -104,7 +106,7 @@ class UnitCutter final {
     const int limited =
         min(max(count, what_.counts.ranked_units_min), what_.counts.ranked_units_max);
     if (cuts && limited == count) return cut;
-    return cutter_.CutOfCount(row, summary.between, limited);
+    return cutter.CutOfCount(row, summary.between, limited);
   }
 
  private:
@@ -112,9 +114,7 @@ class UnitCutter final {
   __device__ float Threshold() const { return path_.head_thresholds ? 0.0f : what_.threshold; }
 
   const DecodePath& path_;
-  const SelectRow& what_;
-  ChooseBlock& block_;
-  Cutter& cutter_;
+  const SelectRow what_;
 };
 
 // Shares of masses; sums are exact, so their order does not matter.
@@ -212,7 +212,7 @@ class CutChoice final {
     return mask;
   }
 
-  const KeyRow& row_;
+  KeyRow row_;
   int first_, end_, units_, pages_, unit_tokens_, page_tokens_;
   bool normalises_;
   uint64_t cut_;

@@ -6,10 +6,13 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/launch.cuh"
+
 namespace lacuna::kernels::cuda {
 
 inline constexpr int kChooseThreads = 1024;
 inline constexpr int kChooseWarps = kChooseThreads / 32;
+inline constexpr int kChooseStaticBytes = 32 << 10;  // of shared memory, at most, with a Cutter
 inline constexpr unsigned kAllLanes = ~0u;
 
 __device__ inline int LaneId() { return static_cast<int>(threadIdx.x) % 32; }
@@ -31,17 +34,17 @@ __device__ inline T WarpInclusive(T value) {
   return value;
 }
 
+// The block's dynamic shared memory. Shared memory is reached through functions, never by pointers
+// in objects: only so does the compiler know what it is.
+__device__ inline uint32_t* ChooseMemory() {
+  LACUNA_DYNAMIC_SHARED(16, uint32_t, words);
+  return words;
+}
+
 // The block as one calculator. Calls take two sets of slots in turn, so that a barrier lies between
 // the last read of a slot and its next write.
 class ChooseBlock final {
  public:
-  static constexpr int kValuesMax = 4;
-  struct Shared final {
-    uint64_t slots[2][kValuesMax][kChooseWarps];
-  };
-
-  __device__ explicit ChooseBlock(Shared& shared) : shared_(shared) {}
-
   // Each value becomes its sum over the block.
   template <int kCount>
   __device__ void Sum(uint64_t (&values)[kCount]) {
@@ -92,14 +95,20 @@ class ChooseBlock final {
   }
 
  private:
+  static constexpr int kValuesMax = 4;
+  using Slots = uint64_t[kValuesMax][kChooseWarps];
+
   template <int kCount>
-  __device__ auto& Turn() {
+  __device__ Slots& Turn() {
     static_assert(kCount <= kValuesMax);
     turn_ ^= 1;
-    return shared_.slots[turn_];
+    return SlotsAt(turn_);
+  }
+  __device__ static Slots& SlotsAt(int turn) {
+    __shared__ Slots slots[2];
+    return slots[turn];
   }
 
-  Shared& shared_;
   int turn_ = 0;
 };
 

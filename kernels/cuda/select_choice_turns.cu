@@ -11,12 +11,6 @@ namespace {
 constexpr int kSortMax = 8192;  // units that are sorted at once
 constexpr uint32_t kNoTurn = ~0u;
 
-struct TurnShared final {
-  ChooseBlock::Shared block;
-  Cutter::Shared cutter;
-  int sorted;
-};
-
 // Grid: (owners, rows of the group).
 __global__ void __launch_bounds__(kChooseThreads)
     ClearTurnsKernel(const __grid_constant__ SelectKeysCall call, uint32_t* turns) {
@@ -30,8 +24,12 @@ __global__ void __launch_bounds__(kChooseThreads)
   }
 }
 
+// Of the units being sorted.
+__device__ inline uint64_t* Ranks() { return reinterpret_cast<uint64_t*>(ChooseMemory()); }
+
 // Bitonic: `count` ranks, a power of two, best first.
-__device__ void SortRanks(uint64_t* ranks, int count) {
+__device__ void SortRanks(int count) {
+  uint64_t* ranks = Ranks();
   for (int run = 2; run <= count; run *= 2) {
     for (int step = run / 2; step > 0; step /= 2) {
       __syncthreads();
@@ -53,8 +51,7 @@ __device__ void SortRanks(uint64_t* ranks, int count) {
 // shared memory. Grid: (query rows, rows of the group).
 __global__ void __launch_bounds__(kChooseThreads, 1)
     RankTurnsKernel(const __grid_constant__ SelectKeysCall call, uint32_t* turns, KeyCache cache) {
-  __shared__ TurnShared shared;
-  LACUNA_DYNAMIC_SHARED(16, uint64_t, ranks);
+  __shared__ int sorted;
   WaitForPrevious();
   LetNextStart();
   const int head = static_cast<int>(blockIdx.x);
@@ -62,12 +59,10 @@ __global__ void __launch_bounds__(kChooseThreads, 1)
   const RowPlan plan = PlanRow(call, row);
   if (plan.act != RowPlan::Act::kChoose || HasWindow(call, row, head / call.heads)) return;
   const SelectRow what = call.rows[row];
-  ChooseBlock block(shared.block);
-  Cutter cutter(shared.cutter, block);
-  const KeyRow keys(KeyRow::Source::kScores, UnitScores(call, row, head),
-                    reinterpret_cast<uint32_t*>(ranks + kSortMax), cache.keys);
-  const UnitCutter units(call, what, block, cutter);
-  const UnitSummary summary = units.Load(keys);
+  Cutter cutter;
+  const KeyRow keys(KeyRow::Source::kScores, UnitScores(call, row, head), 2 * kSortMax, cache.keys);
+  const UnitCutter units(call, what);
+  const UnitSummary summary = units.Load(keys, cutter.block());
   const bool layer = call.path.owner == OwnerKind::kLayer;
   const int owner = layer ? 0 : head / call.heads;
   const uint32_t heads = static_cast<uint32_t>(layer ? call.query_rows : call.heads);
@@ -79,19 +74,18 @@ __global__ void __launch_bounds__(kChooseThreads, 1)
     const int count = min(kSortMax, most - begin);
     int size = 2;
     while (size < count) size *= 2;
-    for (int i = static_cast<int>(threadIdx.x); i < size; i += kChooseThreads) ranks[i] = 0;
-    if (threadIdx.x == 0) shared.sorted = 0;
+    for (int i = static_cast<int>(threadIdx.x); i < size; i += kChooseThreads) Ranks()[i] = 0;
+    if (threadIdx.x == 0) sorted = 0;
     const uint64_t cut = cutter.CutOfCount(keys, summary.between, begin + count);
     __syncthreads();
     keys.ForEach(summary.between.first, summary.between.end,
                  [&](uint32_t key, int unit, bool valid) {
                    const uint64_t rank = RankOf(key, unit);
-                   if (valid && rank >= cut && rank < above)
-                     ranks[atomicAdd(&shared.sorted, 1)] = rank;
+                   if (valid && rank >= cut && rank < above) Ranks()[atomicAdd(&sorted, 1)] = rank;
                  });
-    SortRanks(ranks, size);
+    SortRanks(size);
     for (int i = static_cast<int>(threadIdx.x); i < count; i += kChooseThreads) {
-      const int unit = static_cast<int>(~static_cast<uint32_t>(ranks[i]));
+      const int unit = static_cast<int>(~static_cast<uint32_t>(Ranks()[i]));
       atomicMin(to + unit, static_cast<uint32_t>(begin + i) * heads + place);
     }
     above = cut;
@@ -106,7 +100,7 @@ Status RankTurns(const SelectKeysCall& call, const ChooseScratch& scratch,
   const auto rows = static_cast<unsigned>(call.group_rows);
   LACUNA_RETURN_IF_ERROR(Launch(ClearTurnsKernel, dim3(static_cast<unsigned>(call.owners), rows),
                                 dim3(kChooseThreads), 0, stream, call, scratch.turns));
-  const KeyCache cache = CacheFor(traits, call.units_stride, sizeof(TurnShared),
+  const KeyCache cache = CacheFor(traits, call.units_stride, kChooseStaticBytes,
                                   kSortMax * static_cast<int64_t>(sizeof(uint64_t)));
   LACUNA_CUDA_RETURN_IF_ERROR(cudaFuncSetAttribute(RankTurnsKernel,
                                                    cudaFuncAttributeMaxDynamicSharedMemorySize,

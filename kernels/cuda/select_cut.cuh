@@ -42,21 +42,24 @@ class KeyRow final {
     kKeys,    // u32
   };
 
-  __device__ KeyRow(Source source, const void* data, uint32_t* cache, int cached)
-      : source_(source), data_(data), cache_(cache), cached_(cached) {}
+  // The first `cached` keys lie in ChooseMemory() from word `cache_at` on.
+  __device__ KeyRow(Source source, const void* data, int cache_at, int cached)
+      : source_(source), data_(data), cache_at_(cache_at), cached_(cached) {}
 
   __device__ uint32_t Fetch(int id) const {
     if (source_ == Source::kScores) return OrderKey(static_cast<const float*>(data_)[id]);
     const uint32_t value = static_cast<const uint32_t*>(data_)[id];
     return source_ == Source::kTurns ? ~value : value;
   }
-  __device__ uint32_t Key(int id) const { return id < cached_ ? cache_[id] : Fetch(id); }
+  __device__ uint32_t Key(int id) const {
+    return id < cached_ ? ChooseMemory()[cache_at_ + id] : Fetch(id);
+  }
 
   // Calls f(key, id) for all ids of [first, end), full warps at a time; on its way key 0 stands for
   // ids out of range, of which f is told by `valid`: f(key, id, valid).
   template <typename F>
   __device__ void ForEach(int first, int end, F&& f) const {
-    Walk(
+    Walk<4>(
         first, end, [&](int id) { return Key(id); }, f);
   }
   // The same, and fills the shared memory.
@@ -64,16 +67,15 @@ class KeyRow final {
   __device__ void Load(int end, F&& f) const {
     const auto fetch = [&](int id) {
       const uint32_t key = Fetch(id);
-      if (id < cached_) cache_[id] = key;
+      if (id < cached_) ChooseMemory()[cache_at_ + id] = key;
       return key;
     };
-    Walk(0, end, fetch, f);
+    Walk<8>(0, end, fetch, f);
   }
 
  private:
-  static constexpr int kTogether = 4;  // loads of a thread in flight
-
-  template <typename Get, typename F>
+  // kTogether: loads of a thread in flight.
+  template <int kTogether, typename Get, typename F>
   __device__ void Walk(int first, int end, Get&& get, F&& f) const {
     constexpr int kStep = 32 * kTogether;
     for (int base = first / 32 * 32 + WarpId() * kStep; base < end; base += kStep * kChooseWarps) {
@@ -93,8 +95,7 @@ class KeyRow final {
 
   Source source_;
   const void* data_;
-  uint32_t* cache_;
-  int cached_;
+  int cache_at_, cached_;
 };
 
 // Ids that compete, and the extremes of their keys.
@@ -118,26 +119,15 @@ class Cutter final {
   static constexpr int kListMax = 256;
   static_assert(kBins == 2 * kChooseThreads && 4 * kListMax == kChooseThreads);
 
-  struct Shared final {
-    uint32_t counts[kBins];
-    uint32_t mass_low[kBins];  // masses in two halves
-    uint32_t mass_high[kBins];
-    uint64_t ranks[kListMax];
-    uint64_t masses[kListMax];
-    uint64_t pick_mass_before;
-    uint32_t pick_before, pick_count;
-    int pick_bin;
-    int listed;
-    CutReach found;
-  };
-
   // Clears the histograms; the caller's next barrier makes that known.
-  __device__ Cutter(Shared& shared, ChooseBlock& block) : s_(shared), block_(block) {
+  __device__ Cutter() {
     for (int bin = static_cast<int>(threadIdx.x); bin < kBins; bin += kChooseThreads) {
       ClearBin<true>(bin);
     }
-    if (threadIdx.x == 0) s_.listed = 0;
+    if (threadIdx.x == 0) Memory().listed = 0;
   }
+
+  __device__ ChooseBlock& block() { return block_; }
 
   // The cut below the `count` best: what ranks at or above it is taken.
   __device__ uint64_t CutOfCount(const KeyRow& row, const CutDomain& domain, int count) {
@@ -151,6 +141,23 @@ class Cutter final {
   }
 
  private:
+  struct Shared final {
+    uint32_t counts[kBins];
+    uint32_t mass_low[kBins];  // masses in two halves
+    uint32_t mass_high[kBins];
+    uint64_t ranks[kListMax];
+    uint64_t masses[kListMax];
+    uint64_t pick_mass_before;
+    uint32_t pick_before, pick_count;
+    int pick_bin;
+    int listed;
+    CutReach found;
+  };
+  __device__ static Shared& Memory() {
+    __shared__ Shared shared;
+    return shared;
+  }
+
   // Distances from the best possible, of keys, then of the ids of equal keys.
   struct Range final {
     bool ties;
@@ -176,10 +183,10 @@ class Cutter final {
 
   template <bool kMass>
   __device__ void ClearBin(int bin) {
-    s_.counts[bin] = 0;
+    Memory().counts[bin] = 0;
     if constexpr (kMass) {
-      s_.mass_low[bin] = 0;
-      s_.mass_high[bin] = 0;
+      Memory().mass_low[bin] = 0;
+      Memory().mass_high[bin] = 0;
     }
   }
 
@@ -202,11 +209,11 @@ class Cutter final {
       });
       __syncthreads();
       FindBin<kMass>(count - before, wanted - mass_before);
-      const uint32_t inside = s_.pick_count;
+      const uint32_t inside = Memory().pick_count;
       if (inside == 0) return {0, before};  // masses beyond all bounds: never reached
-      before += s_.pick_before;
-      mass_before += s_.pick_mass_before;
-      range.Narrow(s_.pick_bin, shift);
+      before += Memory().pick_before;
+      mass_before += Memory().pick_mass_before;
+      range.Narrow(Memory().pick_bin, shift);
       if (!kMass && inside == count - before) return {range.Lowest(), before};
       if (inside <= kListMax) break;
       if (!range.ties && range.span == 0) range = tie(range.best);
@@ -217,31 +224,32 @@ class Cutter final {
 
   template <bool kMass>
   __device__ void Add(uint32_t bin, uint32_t key) {
-    atomicAdd(&s_.counts[bin], 1u);
+    atomicAdd(&Memory().counts[bin], 1u);
     if constexpr (kMass) {
       const uint64_t mass = MassOf(ScoreOfKey(key));
       const auto low = static_cast<uint32_t>(mass);
       auto high = static_cast<uint32_t>(mass >> 32);
-      if (low != 0 && atomicAdd(&s_.mass_low[bin], low) + low < low) ++high;
-      if (high != 0) atomicAdd(&s_.mass_high[bin], high);
+      if (low != 0 && atomicAdd(&Memory().mass_low[bin], low) + low < low) ++high;
+      if (high != 0) atomicAdd(&Memory().mass_high[bin], high);
     }
   }
 
-  // To s_.pick the bin in which `count` units (kMass: the mass `wanted`) are reached; clears all.
+  // Picks the bin in which `count` units (kMass: the mass `wanted`) are reached; clears all bins.
   template <bool kMass>
   __device__ void FindBin(uint32_t count, uint64_t wanted) {
     const int first = static_cast<int>(threadIdx.x) * 2;
     if (threadIdx.x == 0) {
-      s_.pick_count = 0;
-      s_.listed = 0;
+      Memory().pick_count = 0;
+      Memory().listed = 0;
     }
     uint32_t counts[2];
     uint64_t masses[2] = {0, 0};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      counts[i] = s_.counts[first + i];
+      counts[i] = Memory().counts[first + i];
       if constexpr (kMass) {
-        masses[i] = (static_cast<uint64_t>(s_.mass_high[first + i]) << 32) + s_.mass_low[first + i];
+        masses[i] = (static_cast<uint64_t>(Memory().mass_high[first + i]) << 32) +
+                    Memory().mass_low[first + i];
       }
       ClearBin<kMass>(first + i);
     }
@@ -258,10 +266,10 @@ class Cutter final {
       const bool here = kMass ? mass_before < wanted && wanted <= mass_before + masses[i]
                               : before < count && count <= before + counts[i];
       if (here) {
-        s_.pick_mass_before = mass_before;
-        s_.pick_before = before;
-        s_.pick_count = counts[i];
-        s_.pick_bin = first + i;
+        Memory().pick_mass_before = mass_before;
+        Memory().pick_before = before;
+        Memory().pick_count = counts[i];
+        Memory().pick_bin = first + i;
       }
       before += counts[i];
       mass_before += masses[i];
@@ -274,9 +282,9 @@ class Cutter final {
     row.ForEach(domain.first, domain.end, [&](uint32_t key, int id, bool valid) {
       uint32_t distance;
       if (!range.Has(key, id, distance) || !valid) return;
-      const int at = atomicAdd(&s_.listed, 1);
-      s_.ranks[at] = RankOf(key, id);
-      if constexpr (kMass) s_.masses[at] = MassOf(ScoreOfKey(key));
+      const int at = atomicAdd(&Memory().listed, 1);
+      Memory().ranks[at] = RankOf(key, id);
+      if constexpr (kMass) Memory().masses[at] = MassOf(ScoreOfKey(key));
     });
     __syncthreads();
   }
@@ -286,16 +294,16 @@ class Cutter final {
   __device__ CutReach FindInList(uint32_t before, uint32_t count, uint64_t mass_before,
                                  uint64_t wanted) {
     constexpr int kHelpers = 4;
-    const int listed = s_.listed;
+    const int listed = Memory().listed;
     const int mine = static_cast<int>(threadIdx.x) / kHelpers;
     const int helper = static_cast<int>(threadIdx.x) % kHelpers;
-    const uint64_t rank = mine < listed ? s_.ranks[mine] : 0;
+    const uint64_t rank = mine < listed ? Memory().ranks[mine] : 0;
     uint32_t better = 0;
     uint64_t mass = 0;
     for (int i = mine < listed ? helper : listed; i < listed; i += kHelpers) {
-      if (s_.ranks[i] <= rank) continue;
+      if (Memory().ranks[i] <= rank) continue;
       ++better;
-      if constexpr (kMass) mass += s_.masses[i];
+      if constexpr (kMass) mass += Memory().masses[i];
     }
 #pragma unroll
     for (int step = 1; step < kHelpers; step *= 2) {
@@ -306,15 +314,14 @@ class Cutter final {
     mass += mass_before;
     if (mine < listed && helper == 0) {
       const bool here =
-          kMass ? mass < wanted && wanted <= mass + s_.masses[mine] : better + 1 == count;
-      if (here) s_.found = {rank, better};
+          kMass ? mass < wanted && wanted <= mass + Memory().masses[mine] : better + 1 == count;
+      if (here) Memory().found = {rank, better};
     }
     __syncthreads();
-    return s_.found;
+    return Memory().found;
   }
 
-  Shared& s_;
-  ChooseBlock& block_;
+  ChooseBlock block_;
 };
 
 }  // namespace lacuna::kernels::cuda

@@ -55,7 +55,6 @@ __device__ bool IsFirstHead(const SelectKeysCall& call, int row, int kv_head) {
 __global__ void __launch_bounds__(kChooseThreads)
     ListsKernel(const __grid_constant__ SelectKeysCall call,
                 const __grid_constant__ ChooseScratch scratch) {
-  __shared__ ChooseBlock::Shared shared;
   WaitForPrevious();
   LetNextStart();
   const int kv_head = static_cast<int>(blockIdx.x);
@@ -64,7 +63,7 @@ __global__ void __launch_bounds__(kChooseThreads)
   const RowPlan plan = PlanRow(call, row);
   const bool selects = !HasWindow(call, row, kv_head);
   const bool chose = plan.act == RowPlan::Act::kChoose && selects;
-  ChooseBlock block(shared);
+  ChooseBlock block;
   const ListMaker maker(call, plan, row, kv_head);
   ListMaker::Counts counts;
   if (chose && call.refines) {

@@ -101,15 +101,15 @@ class ListMaker final {
   __device__ Counts Make(Choice& choice, ChooseBlock& block) const {
     if (Dense()) return CopyAll();
     const WarpShare share(plan_.pages);
-    uint32_t keys = 0, listed = 0;
+    uint32_t keys = 0, found = 0;
     for (int first = share.begin; first < share.end; first += 32) {
       int logical = 0;
       const uint64_t mask = MaskOf<true>(choice, first, share.end, logical);
-      listed += static_cast<uint32_t>(__popc(__ballot_sync(kAllLanes, mask != 0)));
+      found += static_cast<uint32_t>(__popc(__ballot_sync(kAllLanes, mask != 0)));
       keys += static_cast<uint32_t>(__popcll(mask & forced_.Visible(logical * call_.page_tokens)));
     }
     keys = __reduce_add_sync(kAllLanes, keys);
-    const auto sums = block.PrefixOfWarps(static_cast<uint64_t>(keys) << 32 | listed);
+    const auto sums = block.PrefixOfWarps(static_cast<uint64_t>(keys) << 32 | found);
     int64_t at = static_cast<uint32_t>(sums.before);
     for (int first = share.begin; first < share.end; first += 32) {
       int logical = 0;
@@ -120,7 +120,10 @@ class ListMaker final {
       at += __popc(taken);
     }
     const auto pages = static_cast<uint32_t>(sums.total);
-    WriteEnds(min(int64_t{pages}, call_.out.stride));
+    const int64_t listed = min(int64_t{pages}, call_.out.stride);
+    WriteEnds(listed);
+    __syncthreads();
+    LookUp(listed);
     return {pages, static_cast<uint32_t>(sums.total >> 32)};
   }
 
@@ -170,17 +173,27 @@ class ListMaker final {
 
   __device__ Counts CopyAll() const {
     for (int entry = static_cast<int>(threadIdx.x); entry < plan_.pages; entry += kChooseThreads) {
-      Write(entry, entry, call_.pages.logical[plan_.first_entry + entry], full_);
+      Write(entry, call_.pages.pages[plan_.first_entry + entry],
+            call_.pages.logical[plan_.first_entry + entry], full_);
     }
     WriteEnds(min(int64_t{plan_.pages}, call_.out.stride));
     return {};
   }
-  __device__ void Write(int64_t at, int entry, int logical, uint64_t mask) const {
+  __device__ void Write(int64_t at, int page, int logical, uint64_t mask) const {
     if (at >= call_.out.stride) return;
     const int64_t to = list_ * call_.out.stride + at;
-    call_.out.pages[to] = call_.pages.pages[plan_.first_entry + entry];
+    call_.out.pages[to] = page;
     call_.out.logical[to] = logical;
     call_.out.masks[to] = mask;
+  }
+  // Puts pages in the place of entries of the row's list: apart, so that no lookup waits for the
+  // one before.
+  __device__ void LookUp(int64_t listed) const {
+    int32_t* pages = call_.out.pages + list_ * call_.out.stride;
+#pragma unroll 4
+    for (int64_t at = threadIdx.x; at < listed; at += kChooseThreads) {
+      pages[at] = call_.pages.pages[plan_.first_entry + pages[at]];
+    }
   }
   __device__ void WriteEnds(int64_t count) const {
     if (threadIdx.x != 0) return;
@@ -200,7 +213,7 @@ class ListMaker final {
   }
 
   const SelectKeysCall& call_;
-  const RowPlan& plan_;
+  const RowPlan plan_;
   const SelectRow what_;
   int row_, kv_head_;
   int64_t list_;

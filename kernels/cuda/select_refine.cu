@@ -15,16 +15,10 @@ namespace {
 
 constexpr int kBatch = 4;  // blocks whose logits are read together
 
-struct RefineShared final {
-  ChooseBlock::Shared block;
-  Cutter::Shared cutter;
-};
-
 class Refiner final {
  public:
   __device__ Refiner(const SelectKeysCall& call, const ChooseScratch& scratch, const RowPlan& plan,
-                     int row, int round, float* shifts, uint32_t* cached, int cache_keys,
-                     RefineShared& shared)
+                     int row, int round, int cache_at, int cache_keys)
       : call_(call),
         scratch_(scratch),
         plan_(plan),
@@ -33,14 +27,11 @@ class Refiner final {
         round_(round),
         united_(call.path.refine_reduce == ReduceKind::kUnion),
         owner_(united_ ? OwnerOf(call, round / call.heads) : round),
-        shifts_(shifts),
-        cached_(cached),
+        cache_at_(cache_at),
         cache_keys_(cache_keys),
         keys_(scratch.keys +
               (int64_t{row - call.first_row} * scratch.rounds + round) * scratch.tokens_stride),
-        survivors_(call, plan, what_, owner_),
-        block_(shared.block),
-        cutter_(shared.cutter, block_) {
+        survivors_(call, plan, what_, owner_) {
     const bool layer = call.path.owner == OwnerKind::kLayer;
     head_first_ = united_ ? round : layer ? 0 : owner_ * call.heads;
     head_end_ = united_ ? round + 1 : layer ? call.query_rows : head_first_ + call.heads;
@@ -54,11 +45,13 @@ class Refiner final {
     LoadShifts();
     Number();
     Weigh();
-    const KeyRow row(KeyRow::Source::kKeys, keys_, cached_, cache_keys_);
+    const KeyRow row(KeyRow::Source::kKeys, keys_, cache_at_, cache_keys_);
     Take(row, Cut(row));
   }
 
  private:
+  __device__ static float* Shifts() { return reinterpret_cast<float*>(ChooseMemory()); }
+
   // The log of the sum of exponentials of each head's survivors; a barrier must follow.
   __device__ void LoadShifts() const {
     const int chunks = (plan_.tokens + kRefineChunkTokens - 1) / kRefineChunkTokens;
@@ -76,7 +69,7 @@ class Refiner final {
       }
 #pragma unroll
       for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
-      if (LaneId() == 0) shifts_[head - head_first_] = max + logf(sum);
+      if (LaneId() == 0) Shifts()[head - head_first_] = max + logf(sum);
     }
   }
 
@@ -108,7 +101,7 @@ class Refiner final {
       ++alive_;
       mine += static_cast<uint32_t>(__popcll(Candidates(first + LaneId(), survivors)));
     });
-    const auto prefix = block_.PrefixOfWarps(__reduce_add_sync(kAllLanes, mine));
+    const auto prefix = cutter_.block().PrefixOfWarps(__reduce_add_sync(kAllLanes, mine));
     next_ = static_cast<int>(prefix.before);
     domain_.end = static_cast<int>(prefix.total);
   }
@@ -138,8 +131,8 @@ class Refiner final {
         }
       }
     });
-    block_.Max(extremes);
-    block_.Sum(sums);
+    cutter_.block().Max(extremes);
+    cutter_.block().Sum(sums);
     domain_.key_min = ~extremes[0];
     domain_.key_max = extremes[1];
     forced_mass_ = sums[0];
@@ -158,7 +151,7 @@ class Refiner final {
       if (HasWindow(call_, row_, head / call_.heads)) continue;
       ++heads;
       const float* logits = LogitsOf(call_, scratch_, row_, head);
-      const float shift = shifts_[head - head_first_];
+      const float shift = Shifts()[head - head_first_];
       float values[kBatch][2];
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
@@ -219,7 +212,11 @@ class Refiner final {
       if ((candidates >> token & 1) == 0) continue;
       const uint32_t key = OrderKey(weight);
       const int id = IdOf(candidates, token, next);
-      *(id < cache_keys_ ? cached_ + id : keys_ + id) = key;
+      if (id < cache_keys_) {
+        ChooseMemory()[cache_at_ + id] = key;
+      } else {
+        keys_[id] = key;
+      }
       sums[1] += MassOf(ScoreOfKey(key));
       extremes[0] = max(extremes[0], ~key);
       extremes[1] = max(extremes[1], key);
@@ -274,7 +271,7 @@ class Refiner final {
       }
     });
     if (call_.stats == nullptr) return;
-    block_.Sum(held);
+    cutter_.block().Sum(held);
     if (threadIdx.x != 0) return;
     const double all = static_cast<double>(forced_mass_ + mass_);
     const double share = all > 0 ? static_cast<double>(forced_mass_ + held[0]) / all : 0.0;
@@ -284,17 +281,14 @@ class Refiner final {
 
   const SelectKeysCall& call_;
   const ChooseScratch& scratch_;
-  const RowPlan& plan_;
+  const RowPlan plan_;
   const SelectRow what_;
   const int row_, round_;
   const bool united_;  // one of the choices that make up an owner's
   const int owner_;
-  float* const shifts_;
-  uint32_t* const cached_;
-  const int cache_keys_;
+  const int cache_at_, cache_keys_;
   uint32_t* const keys_;
   const Survivors survivors_;
-  ChooseBlock block_;
   Cutter cutter_;
   int head_first_, head_end_;  // query rows
   int begin_, end_;            // blocks of this warp
@@ -309,8 +303,6 @@ class Refiner final {
 __global__ void __launch_bounds__(kChooseThreads, 1)
     RefineKernel(const __grid_constant__ SelectKeysCall call,
                  const __grid_constant__ ChooseScratch scratch, KeyCache cache) {
-  __shared__ RefineShared shared;
-  LACUNA_DYNAMIC_SHARED(16, float, shifts);
   WaitForPrevious();
   LetNextStart();
   const int round = static_cast<int>(blockIdx.x);
@@ -320,8 +312,7 @@ __global__ void __launch_bounds__(kChooseThreads, 1)
                            ? !HasWindow(call, row, round / call.heads)
                            : OwnerChooses(call, row, round);
   if (plan.act != RowPlan::Act::kChoose || !chooses) return;
-  auto* cached = reinterpret_cast<uint32_t*>(reinterpret_cast<char*>(shifts) + cache.beside_bytes);
-  Refiner(call, scratch, plan, row, round, shifts, cached, cache.keys, shared).Run();
+  Refiner(call, scratch, plan, row, round, cache.beside_bytes / 4, cache.keys).Run();
 }
 
 }  // namespace
@@ -332,7 +323,7 @@ Status RefineChoices(const SelectKeysCall& call, const ChooseScratch& scratch,
                         : call.path.owner == OwnerKind::kLayer        ? call.query_rows
                                                                       : call.heads;
   const KeyCache cache = CacheFor(traits, scratch.tokens_stride / call.path.refine_unit_tokens,
-                                  sizeof(RefineShared), (heads * 4 + 127) / 128 * 128);
+                                  kChooseStaticBytes, (heads * 4 + 127) / 128 * 128);
   LACUNA_CUDA_RETURN_IF_ERROR(cudaFuncSetAttribute(
       RefineKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(cache.bytes())));
   return Launch(RefineKernel,
