@@ -30,7 +30,8 @@ struct TileShape final {
   static constexpr int kPanelBytes = (kRows + kColumns) * kPanel * 2;
   static constexpr int kSharedBytes = kStages * kPanels * kPanelBytes;
 };
-using LargeTile = TileShape<2, 4, 4, 4, 4, 3>;  // 128 x 128
+using LargeTile = TileShape<2, 4, 4, 4, 4, 3>;  // 128 x 128; 192 KiB: sm_90
+using LeanTile = TileShape<2, 4, 4, 4, 2, 3>;   // the same in 96 KiB: every device
 using SmallTile = TileShape<1, 4, 1, 1, 4, 5>;  // 16 x 32
 
 struct TileParams final {
@@ -193,13 +194,18 @@ Status RunTile(const MatmulTask& task, cudaStream_t stream) {
 
 Status TileMatmul(const MatmulTask& task, cudaStream_t stream) {
   if (task.m == 0 || task.n == 0) return OkStatus();
-  const bool small = task.m <= SmallTile::kRows;
-  if (task.dtype == DType::kBF16) {
-    return small ? RunTile<__nv_bfloat16, SmallTile>(task, stream)
-                 : RunTile<__nv_bfloat16, LargeTile>(task, stream);
-  }
-  return small ? RunTile<__half, SmallTile>(task, stream)
-               : RunTile<__half, LargeTile>(task, stream);
+  const auto run = [&](auto shape) {
+    using Shape = decltype(shape);
+    return task.dtype == DType::kBF16 ? RunTile<__nv_bfloat16, Shape>(task, stream)
+                                      : RunTile<__half, Shape>(task, stream);
+  };
+  if (task.m <= SmallTile::kRows) return run(SmallTile{});
+  int device = 0;
+  int shared_bytes_max = 0;
+  LACUNA_CUDA_RETURN_IF_ERROR(cudaGetDevice(&device));
+  LACUNA_CUDA_RETURN_IF_ERROR(
+      cudaDeviceGetAttribute(&shared_bytes_max, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  return LargeTile::kSharedBytes <= shared_bytes_max ? run(LargeTile{}) : run(LeanTile{});
 }
 
 }  // namespace lacuna::kernels::cuda

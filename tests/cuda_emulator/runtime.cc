@@ -41,6 +41,7 @@ std::map<const void*, size_t>& SharedLimits() {
 // Memory that nobody has touched takes no room, so large workspaces are kept untouched: what is
 // large is zero from the start, and the memset that follows an allocation is left out.
 constexpr size_t kLargeBytes = 1 << 20;
+constexpr size_t kDeviceBytes = size_t{64} << 30;
 struct Memory final {
   size_t bytes = 0;
   bool untouched = false;
@@ -52,6 +53,7 @@ std::map<void*, Memory>& Memories() {
 
 cudaError_t Allocate(void** to, size_t bytes) {
   constexpr size_t kAlignment = 256;
+  if (bytes > kDeviceBytes) return cudaErrorMemoryAllocation;
   if (bytes >= kLargeBytes) {
     *to = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
                -1, 0);
@@ -156,9 +158,22 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  if (attribute != cudaDevAttrMultiProcessorCount) return cudaErrorNotSupported;
-  *value = cuda_emulator::kMultiprocessors;
-  return cudaSuccess;
+  switch (attribute) {
+    case cudaDevAttrMultiProcessorCount:
+      *value = cuda_emulator::kMultiprocessors;
+      return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      *value = static_cast<int>(cuda_emulator::kSharedBytesOptIn);
+      return cudaSuccess;
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = cuda_emulator::kMajor;
+      return cudaSuccess;
+    case cudaDevAttrComputeCapabilityMinor:
+      *value = cuda_emulator::kMinor;
+      return cudaSuccess;
+    default:
+      return cudaErrorNotSupported;
+  }
 }
 cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 cudaError_t cudaGetLastError() { return cudaSuccess; }
@@ -200,8 +215,8 @@ cudaError_t cudaFree(void* memory) {
 }
 cudaError_t cudaFreeHost(void* memory) { return cudaFree(memory); }
 cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes) {
-  *total_bytes = size_t{8} << 30;
-  *free_bytes = *total_bytes / 2;
+  *total_bytes = cuda_emulator::kDeviceBytes;
+  *free_bytes = size_t{1} << 28;  // what a test may well take
   return cudaSuccess;
 }
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {

@@ -149,7 +149,8 @@ TEST_P(AttentionDecode, SoftcapAndSinkLogits) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Every, AttentionDecode, ::testing::ValuesIn(BackendCases(true)), CaseName);
-INSTANTIATE_TEST_SUITE_P(Emulated, AttentionDecode, ::testing::ValuesIn(EmulatedCases(true)),
+INSTANTIATE_TEST_SUITE_P(Emulated, AttentionDecode,
+                         ::testing::ValuesIn(EmulatedCases(true, {DType::kBF16, DType::kF32})),
                          CaseName);
 
 }  // namespace

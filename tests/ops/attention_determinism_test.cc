@@ -180,13 +180,18 @@ TEST_P(AttentionDeterminism, DecodeEqualsPrefillInAnyBatch) {
   }
 }
 
+std::string DeterminismName(const testing::TestParamInfo<std::tuple<BackendCase, int>>& which) {
+  return std::get<0>(which.param).Name() + "_page" + std::to_string(std::get<1>(which.param));
+}
 INSTANTIATE_TEST_SUITE_P(Every, AttentionDeterminism,
                          ::testing::Combine(::testing::ValuesIn(BackendCases(true)),
                                             ::testing::Values(16, 64)),
-                         [](const auto& param) {
-                           return std::get<0>(param.param).Name() + "_page" +
-                                  std::to_string(std::get<1>(param.param));
-                         });
+                         DeterminismName);
+INSTANTIATE_TEST_SUITE_P(Emulated, AttentionDeterminism,
+                         ::testing::Combine(::testing::ValuesIn(EmulatedCases(true,
+                                                                              {DType::kBF16})),
+                                            ::testing::Values(64)),
+                         DeterminismName);
 
 }  // namespace
 }  // namespace lacuna::kernels

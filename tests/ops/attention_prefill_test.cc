@@ -200,7 +200,8 @@ TEST_P(AttentionPrefill, KeyRanges) {
 
 INSTANTIATE_TEST_SUITE_P(Every, AttentionPrefill, ::testing::ValuesIn(BackendCases(true)),
                          CaseName);
-INSTANTIATE_TEST_SUITE_P(Emulated, AttentionPrefill, ::testing::ValuesIn(EmulatedCases(true)),
+INSTANTIATE_TEST_SUITE_P(Emulated, AttentionPrefill,
+                         ::testing::ValuesIn(EmulatedCases(true, {DType::kBF16, DType::kF32})),
                          CaseName);
 
 }  // namespace

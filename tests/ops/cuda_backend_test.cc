@@ -1,4 +1,5 @@
-// Options, device, memory and graphs of the CUDA backend; without a GPU, what is said about it.
+// Options, device, memory and graphs of the CUDA backend, on a GPU and emulated; without a GPU,
+// what is said about it.
 #include <gmock/gmock.h>
 
 #include <algorithm>
@@ -7,6 +8,7 @@
 #include <vector>
 
 #include "kernels/make_backend.h"
+#include "tests/cuda_emulator/emulated_backend.h"
 #include "tests/ops/attention_fixture.h"
 
 namespace lacuna::kernels {
@@ -23,11 +25,16 @@ TEST(MakeBackend, SaysWhatCudaLacks) {
   EXPECT_EQ(backend.status().message().find('\n'), std::string::npos);
 }
 
-class CudaBackendTest : public testing::Test {
+class CudaBackendTest : public testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
-    auto backend = MakeTestBackend({"cuda", DType::kBF16, true});
+    auto backend = MakeTestBackend(Case());
     if (!SkipsOrFails(backend)) backend_ = std::move(backend).value();
+  }
+  BackendCase Case() const { return {GetParam(), DType::kBF16, true}; }
+  Status StatusOf(const BackendOptions& options) const {
+    return Case().emulated() ? MakeEmulatedBackend(options).status()
+                             : MakeBackend(DeviceKind::kCuda, options).status();
   }
   Backend& backend() { return *backend_; }
   Device& device() { return backend_->device(); }
@@ -45,22 +52,22 @@ class CudaBackendTest : public testing::Test {
   std::shared_ptr<Backend> backend_;
 };
 
-TEST_F(CudaBackendTest, NameTellsDeviceAndPrecision) {
+TEST_P(CudaBackendTest, NameTellsDeviceAndPrecision) {
   EXPECT_THAT(std::string(backend().name()), StartsWith("cuda-sm"));
   EXPECT_THAT(std::string(backend().name()), HasSubstr("bf16"));
   EXPECT_EQ(device().kind(), DeviceKind::kCuda);
 }
 
-TEST_F(CudaBackendTest, RefusesBadOptions) {
+TEST_P(CudaBackendTest, RefusesBadOptions) {
   BackendOptions options;
   options.device_ordinal = 4096;
-  EXPECT_EQ(MakeBackend(DeviceKind::kCuda, options).status().code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(StatusOf(options).code(), StatusCode::kInvalidArgument);
   options = {};
   options.precision = DType::kI32;
-  EXPECT_EQ(MakeBackend(DeviceKind::kCuda, options).status().code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(StatusOf(options).code(), StatusCode::kInvalidArgument);
 }
 
-TEST_F(CudaBackendTest, MemoryIsAlignedAndZero) {
+TEST_P(CudaBackendTest, MemoryIsAlignedAndZero) {
   for (const int64_t bytes : {1, 63, 4096, 65537}) {
     for (int round = 0; round < 2; ++round) {  // the second may get what the first dirtied
       auto buffer = device().Allocate(bytes);
@@ -79,7 +86,7 @@ TEST_F(CudaBackendTest, MemoryIsAlignedAndZero) {
   EXPECT_EQ(device().Allocate(0)->bytes(), 0);
 }
 
-TEST_F(CudaBackendTest, ShortMemoryIsAStatusThatNamesTheSizes) {
+TEST_P(CudaBackendTest, ShortMemoryIsAStatusThatNamesTheSizes) {
   const int64_t before = device().FreeBytes();
   EXPECT_GT(before, 0);
   const auto buffer = device().Allocate(int64_t{1} << 46);
@@ -93,7 +100,7 @@ TEST_F(CudaBackendTest, ShortMemoryIsAStatusThatNamesTheSizes) {
 }
 
 // A recorded graph reads its inputs anew at each launch, and gives the bits of the eager calls.
-TEST_F(CudaBackendTest, GraphEqualsEager) {
+TEST_P(CudaBackendTest, GraphEqualsEager) {
   constexpr int64_t kRows = 5;
   constexpr int64_t kDim = 512;
   std::mt19937 random(3);
@@ -131,9 +138,9 @@ TEST_F(CudaBackendTest, GraphEqualsEager) {
 }
 
 // Ops share scratch memory: what one leaves there must not be seen by the next.
-TEST_F(CudaBackendTest, OpsLeaveEachOthersScratchAlone) {
+TEST_P(CudaBackendTest, OpsLeaveEachOthersScratchAlone) {
   AttentionSpec spec;
-  spec.which = {"cuda", DType::kBF16, true};
+  spec.which = Case();
   AttentionWorld world(MakeTestBackend(spec.which).value(), spec, {5000, 40, 900}, 3);
   TestTensor q = world.MakeTensor(spec.dtype(), 3, spec.q_heads * spec.head_dim);
   world.FillRandom(&q, 4.0f);
@@ -160,17 +167,17 @@ TEST_F(CudaBackendTest, OpsLeaveEachOthersScratchAlone) {
     return out;
   };
   const TestTensor before = decode();
-  constexpr int64_t kRows = 64;
-  constexpr int64_t kVocab = 1 << 17;
+  const int64_t sampled = Case().emulated() ? 4 : 64;
+  const int64_t vocab = Case().emulated() ? 1 << 13 : 1 << 17;
   std::mt19937 random(3);
-  TestTensor logits(place(), DType::kF32, kRows, kVocab);
+  TestTensor logits(place(), DType::kF32, sampled, vocab);
   logits.Fill(random);
   SampleRow row;
   row.temperature = 1.0f;
   row.top_p = 0.9f;
-  TestArray<SampleRow> rows(backend(), std::vector<SampleRow>(kRows, row));
-  TestMemory results(backend(), kRows * sizeof(SampleResult), 0);
-  TestArray<int32_t> tokens(backend(), std::vector<int32_t>(kRows));
+  TestArray<SampleRow> rows(backend(), std::vector<SampleRow>(static_cast<size_t>(sampled), row));
+  TestMemory results(backend(), static_cast<size_t>(sampled) * sizeof(SampleResult), 0);
+  TestArray<int32_t> tokens(backend(), std::vector<int32_t>(static_cast<size_t>(sampled)));
   for (int round = 0; round < 2; ++round) {
     ASSERT_EQ(Sample(backend(),
                      {.logits = logits.view(),
@@ -186,7 +193,7 @@ TEST_F(CudaBackendTest, OpsLeaveEachOthersScratchAlone) {
   }
 }
 
-TEST_F(CudaBackendTest, RandomMatricesDependOnTheirSeedAlone) {
+TEST_P(CudaBackendTest, RandomMatricesDependOnTheirSeedAlone) {
   constexpr int64_t kDim = 64;
   std::mt19937 random(3);
   TestTensor x(place(), DType::kBF16, kDim, kDim);
@@ -214,6 +221,9 @@ TEST_F(CudaBackendTest, RandomMatricesDependOnTheirSeedAlone) {
   EXPECT_EQ(seen[0], seen[1]);
   EXPECT_NE(seen[0], seen[2]);
 }
+
+INSTANTIATE_TEST_SUITE_P(Devices, CudaBackendTest, testing::Values("cuda", "emulated"),
+                         [](const auto& which) { return which.param; });
 
 }  // namespace
 }  // namespace lacuna::kernels

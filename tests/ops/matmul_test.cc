@@ -165,6 +165,7 @@ TEST_P(MatmulTest, RefusesAWeightOfAnotherPrecision) {
 }
 
 LACUNA_INSTANTIATE_OP_TEST(MatmulTest);
+LACUNA_INSTANTIATE_EMULATED_OP_TEST(MatmulTest);
 
 }  // namespace
 }  // namespace lacuna::kernels

@@ -344,7 +344,8 @@ TEST_P(SampleTest, RowsDoNotDependOnTheBatch) {
 }
 
 LACUNA_INSTANTIATE_OP_TEST(SampleTest);
-LACUNA_INSTANTIATE_EMULATED_OP_TEST(SampleTest);
+INSTANTIATE_TEST_SUITE_P(Emulated, SampleTest,
+                         testing::ValuesIn(EmulatedCases(false, {DType::kF32})), CaseName);
 
 }  // namespace
 }  // namespace lacuna::kernels

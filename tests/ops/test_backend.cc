@@ -47,9 +47,10 @@ Result<std::shared_ptr<Backend>> SharedBackend(const BackendCase& which, bool de
   return found->second;
 }
 
-// A device's: on and off the alignment of vectors, in every precision.
-void AddDeviceCases(const std::string& isa, bool aligned_only, std::vector<BackendCase>& cases) {
-  for (const DType precision : {DType::kBF16, DType::kF16, DType::kF32}) {
+// A device's: on and off the alignment of vectors.
+void AddDeviceCases(const std::string& isa, bool aligned_only, const std::vector<DType>& precisions,
+                    std::vector<BackendCase>& cases) {
+  for (const DType precision : precisions) {
     cases.push_back({isa, precision, true});
     if (!aligned_only) cases.push_back({isa, precision, false});
   }
@@ -68,13 +69,13 @@ std::vector<BackendCase> BackendCases(bool aligned_only) {
     cases.push_back({isa, DType::kBF16});
     cases.push_back({isa, DType::kF32});
   }
-  AddDeviceCases("cuda", aligned_only, cases);
+  AddDeviceCases("cuda", aligned_only, {DType::kBF16, DType::kF16, DType::kF32}, cases);
   return cases;
 }
 
-std::vector<BackendCase> EmulatedCases(bool aligned_only) {
+std::vector<BackendCase> EmulatedCases(bool aligned_only, const std::vector<DType>& precisions) {
   std::vector<BackendCase> cases;
-  AddDeviceCases("emulated", aligned_only, cases);
+  AddDeviceCases("emulated", aligned_only, precisions, cases);
   return cases;
 }
 

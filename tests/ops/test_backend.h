@@ -37,7 +37,9 @@ struct BackendCase final {
 // whose tensors the engine always aligns, `aligned_only` on CUDA.
 std::vector<BackendCase> BackendCases(bool aligned_only = false);
 // CUDA's kernels in the emulator; for tests that are small enough.
-std::vector<BackendCase> EmulatedCases(bool aligned_only = false);
+std::vector<BackendCase> EmulatedCases(bool aligned_only = false,
+                                       const std::vector<DType>& precisions = {
+                                           DType::kBF16, DType::kF16, DType::kF32});
 std::string CaseName(const testing::TestParamInfo<BackendCase>& which);
 
 // kUnavailable when there is no GPU. CUDA and emulated backends are made once and shared.
