@@ -60,17 +60,17 @@ test-e2e: packages-test  ## The server as its users see it: real HTTP and gRPC c
 	LACUNA_BIN=$(CURDIR)/build/test/lacuna node --test tests/e2e/*.test.mjs
 
 test-sanitize: packages-test  ## Unit tests under ASan+UBSan, the engine loop under TSan
-	cmake --preset dev
-	cmake --build build/dev -j $(JOBS)
-	ctest --test-dir build/dev -j $(JOBS) --output-on-failure
+	cmake --preset sanitize
+	cmake --build build/sanitize -j $(JOBS)
+	ctest --test-dir build/sanitize -j $(JOBS) --output-on-failure
 	cmake --preset tsan
 	cmake --build build/tsan -j $(JOBS)
-	ctest --test-dir build/tsan --output-on-failure
+	ctest --test-dir build/tsan -j $(JOBS) --output-on-failure
 
 test-fuzz: packages-test  ## Each fuzz target for FUZZ_SECONDS (10) from its corpus
-	cmake --preset fuzz
-	cmake --build build/fuzz -j $(JOBS) --target fuzzers
-	tests/fuzz/run.sh build/fuzz $${FUZZ_SECONDS:-10}
+	cmake --preset sanitize
+	cmake --build build/sanitize -j $(JOBS) --target fuzzers
+	tests/fuzz/run.sh build/sanitize $${FUZZ_SECONDS:-10}
 
 # The generation of this machine's GPU: machine code where there are kernels for it, else PTX.
 CUDA_ARCHS = $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | \

@@ -35,6 +35,15 @@ Leaf7 ReadLeaf7() {
   return leaf;
 }
 
+// __builtin_cpu_supports of clang 14 does not know this one.
+bool HasF16c() {
+  uint32_t eax = 0;
+  uint32_t ebx = 0;
+  uint32_t ecx = 0;
+  uint32_t edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+
 // Linux hands out the 8 KiB of tile state only to processes that asked for it.
 bool RequestTiles() {
   constexpr int64_t kArchReqXcompPerm = 0x1023;
@@ -44,8 +53,7 @@ bool RequestTiles() {
 
 Isa Detect() {
   __builtin_cpu_init();  // its answers include what the operating system saves
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
-      !__builtin_cpu_supports("f16c")) {
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !HasF16c()) {
     return Isa::kScalar;
   }
   if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||

@@ -162,10 +162,11 @@ engine::PromptMarks MarkAnswers(std::span<const TokenId> tokens, int64_t prompt_
       if (token > 0) marks.answers.push_back({token - 1, spans});
     }
   }
-  const auto row = &engine::PromptMarks::Answer::row;
-  std::ranges::stable_sort(marks.answers, {}, row);  // answers may share a token: the first counts
-  const auto repeats = std::ranges::unique(marks.answers, {}, row);
-  marks.answers.erase(repeats.begin(), repeats.end());
+  using Answer = engine::PromptMarks::Answer;
+  auto& answers = marks.answers;  // they may share a token: the first counts
+  std::ranges::stable_sort(answers, {}, &Answer::row);
+  const auto same = [](const Answer& a, const Answer& b) { return a.row == b.row; };
+  answers.erase(std::unique(answers.begin(), answers.end(), same), answers.end());
   return marks;
 }
 

@@ -142,7 +142,8 @@ std::string Labels(const std::vector<Dot>& dots) {
   for (const Dot& dot : dots) taken.push_back({dot.x - 6, dot.y - 6, dot.x + 6, dot.y + 6});
   std::vector<const Dot*> order;
   for (const Dot& dot : dots) order.push_back(&dot);
-  std::ranges::stable_partition(order, [](const Dot* dot) { return dot->point->color != 0; });
+  std::stable_partition(order.begin(), order.end(),
+                        [](const Dot* dot) { return dot->point->color != 0; });
   std::string svg;
   for (const Dot* dot : order) {
     const double width = kCharWidth * static_cast<double>(dot->point->label.size());

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs each fuzz target of a build folder for a while, from its corpus; a finding fails.
-#   tests/fuzz/run.sh build/fuzz [seconds each]
+#   tests/fuzz/run.sh build/sanitize [seconds each]
 set -euo pipefail
 build=$1
 seconds=${2:-10}
