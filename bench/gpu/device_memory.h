@@ -37,6 +37,11 @@ class DeviceVector final {
   ~DeviceVector() { cudaFree(data_); }
   DeviceVector(DeviceVector&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)), count_(std::exchange(other.count_, 0)) {}
+  DeviceVector& operator=(DeviceVector&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(count_, other.count_);
+    return *this;
+  }
   DeviceVector(const DeviceVector&) = delete;
   DeviceVector& operator=(const DeviceVector&) = delete;
 
