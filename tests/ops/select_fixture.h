@@ -132,7 +132,7 @@ class SelectRun final {
   void ExpectRow(int64_t row, const SelectOutcome& outcome, int64_t at,
                  const std::vector<Tokens>& expected);
 
-  static constexpr int kPagesMax = 512;
+  static constexpr int kPagesMax = 704;
   static constexpr float kScale = 0.25f;
 
  private:

@@ -10,6 +10,7 @@ namespace {
 using Tokens = SelectRun::Tokens;
 
 const std::vector<int> kLengths = {1, 15, 16, 17, 63, 64, 65, 1000, 130};
+const std::vector<int> kEmulatedLengths = {1, 17, 64, 65, 330};  // instead: minutes count there
 
 MetadataSpec Spec(MetadataKind kind, MetadataPrecision precision, int sub, int window = 0,
                   int channels = 0) {
@@ -61,7 +62,9 @@ class SelectKeysTest : public testing::TestWithParam<BackendCase> {
 
   // All lengths of `lengths` in one call against the reference, and each row alone bit for bit.
   void ExpectPath(const DecodePath& path, const SelectShape& shape,
-                  const std::vector<int>& lengths = kLengths, bool whole = false) {
+                  const std::vector<int>& wanted = kLengths, bool whole = false) {
+    const bool all = !GetParam().emulated() || wanted != kLengths;
+    const std::vector<int>& lengths = all ? wanted : kEmulatedLengths;
     SelectWorld world(backend_, shape, GetParam().precision, lengths, 7, whole);
     world.AddMetadata(path.metadata);
     world.AddMetadata(path.refine_metadata);
@@ -189,6 +192,35 @@ TEST_P(SelectKeysTest, ManyHeadsAndLongRows) {
   path.reduce = ReduceKind::kMax;
   ASSERT_NO_FATAL_FAILURE(ExpectPath(path, {2, 6, 64, 64}, {4096, 4097, 9001, 20000}));
   ASSERT_NO_FATAL_FAILURE(ExpectPath(path, {2, 2, 64, 16}, {4096, 4097, 5001}));
+}
+
+// More units than a thread block of a GPU has memory for; turns of more than it sorts at once.
+TEST_P(SelectKeysTest, RowsBeyondABlocksMemory) {
+  for (const bool whole : {false, true}) {
+    DecodePath path{.metadata = {},
+                    .refine_metadata = {},
+                    .unit_tokens = 1,
+                    .score = ScoreKind::kKeys,
+                    .normalise = true,
+                    .select = SelectKind::kTopP};
+    ASSERT_NO_FATAL_FAILURE(ExpectPath(path, {1, 1, 16, 64}, {45000}, whole));
+    path.select = SelectKind::kTopK;
+    path.refine = RefineKind::kTopP;
+    path.refine_unit_tokens = 1;
+    SelectWorld world(backend_, {1, 2, 16, 64}, GetParam().precision, {45000}, 7, whole);
+    RowCase row = MakeRow(path, 0, 45000);
+    row.what.counts.ranked_units_max = row.what.counts.ranked_units_min = 42000;
+    std::vector<Tokens> kept;
+    for (const ReduceKind reduce : {ReduceKind::kMax, ReduceKind::kRoundRobin}) {
+      path.reduce = reduce;
+      SelectRun run(world, path, {row});
+      ChoiceStore choices;
+      run.ExpectRow(0, run.Run(0, 1, choices), 0, run.Expected(0, &kept));
+      if (HasFatalFailure()) return;
+      path.refine = RefineKind::kNone;
+      row.what.counts.ranked_units_max = row.what.counts.ranked_units_min = 9000;
+    }
+  }
 }
 
 TEST_P(SelectKeysTest, ReduceAndSelectRules) {
