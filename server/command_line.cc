@@ -126,6 +126,7 @@ void AddBench(CLI::App& app, int& exit_code) {
                       "Sparse attention by this profile (see `lacuna profiles`)");
   command->add_option("--set", offline->dials, "A dial of the profile, as dial=number; may repeat")
       ->allow_extra_args(false);
+  command->add_option("--profiles", offline->profile_dir, "Folder of further profiles");
   command->add_option("--artefacts", offline->artefacts,
                       "What `lacuna calibrate` measured; for random weights it is made up");
   command->add_flag("--compare-dense", offline->compare_dense,

@@ -29,6 +29,7 @@ struct BenchOfflineOptions final {
   int64_t sequences = 1;
   std::string sparse_profile;      // empty: dense
   std::vector<std::string> dials;  // of it, "budget_tokens=2048"
+  std::string profile_dir;         // further profiles
   std::string artefacts;           // file; empty: the model folder's, for random weights made up
   bool compare_dense = false;      // beside the profile
   bool drop_streaming = false;     // streaming heads keep only what they see

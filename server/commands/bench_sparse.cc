@@ -49,7 +49,8 @@ Result<std::optional<ArtefactText>> ArtefactsOf(const BenchOfflineOptions& optio
 Result<BenchPlan> MakeBenchPlan(const BenchOfflineOptions& options,
                                 const engine::ModelConfig& config, int64_t page_tokens) {
   if (options.sparse_profile.empty()) return BenchPlan{};
-  LACUNA_ASSIGN_OR_RETURN(const kvcache::ProfileSet::Loaded loaded, LoadProfiles(""));
+  LACUNA_ASSIGN_OR_RETURN(const kvcache::ProfileSet::Loaded loaded,
+                          LoadProfiles(options.profile_dir));
   LACUNA_ASSIGN_OR_RETURN(const kvcache::SparseProfile* const profile,
                           loaded.set.Get(options.sparse_profile));
   LACUNA_ASSIGN_OR_RETURN(const std::vector<kvcache::DialValue> dials, ParseDials(options.dials));
