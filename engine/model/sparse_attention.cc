@@ -1,6 +1,7 @@
 #include "engine/model/sparse_attention.h"
 
 #include <algorithm>
+#include <array>
 
 #include "kernels/core/checked_math.h"
 #include "kernels/ops/ops.h"
@@ -301,18 +302,24 @@ class LayerRun final {
       return InternalError("a correction of more rows than was provided for");
     }
     const TensorView dense = scratch.correct_out.Slice(0, rows.count);
-    int32_t* positions = const_cast<int32_t*>(chunks.correct_positions) + first;
-    LACUNA_RETURN_IF_ERROR(kernels::AttendDecode(
-        backend_,
-        {.q = Strided(at_.q, chunk.first_row + rows.first, rows.count, stride),
-         .pool = at_.pool,
-         .positions = TensorView(positions, DType::kI32, {rows.count}),
-         .lists = Sublist(chunks.correct_lists, first, rows.count),
-         .params = at_.params,
-         .dropped_lse = {},
-         .out = dense,
-         .lse = {}},
-        stream_));
+    const TensorView q = Strided(at_.q, chunk.first_row + rows.first, rows.count, stride);
+    const kernels::PageLists lists = Sublist(chunks.correct_lists, first, rows.count);
+    if (backend_.deterministic() && !backend_.decode_equals_prefill()) {
+      LACUNA_RETURN_IF_ERROR(AsPrefill(q, lists, chunk.first_position + rows.first, stride, dense));
+    } else {
+      int32_t* positions = const_cast<int32_t*>(chunks.correct_positions) + first;
+      LACUNA_RETURN_IF_ERROR(
+          kernels::AttendDecode(backend_,
+                                {.q = q,
+                                 .pool = at_.pool,
+                                 .positions = TensorView(positions, DType::kI32, {rows.count}),
+                                 .lists = lists,
+                                 .params = at_.params,
+                                 .dropped_lse = {},
+                                 .out = dense,
+                                 .lse = {}},
+                                stream_));
+    }
     chunk.rows = rows.chunk_rows;
     return kernels::CorrectPrefill(backend_,
                                    {.kind = chunks.plan->prefill.correct,
@@ -321,6 +328,34 @@ class LayerRun final {
                                     .dense = dense,
                                     .out = at_.out},
                                    stream_);
+  }
+
+  // The rows of q, at every `stride`-th position from `position` on, with the bits of a dense
+  // prefill: each is a chunk of its own, which wastes most of a tile.
+  Status AsPrefill(const TensorView& q, const kernels::PageLists& lists, int64_t position,
+                   int64_t stride, const TensorView& out) {
+    std::array<kernels::PrefillChunk, 64> single;
+    for (int64_t done = 0; done < q.dim(0);) {
+      const int64_t count = std::min<int64_t>(q.dim(0) - done, std::ssize(single));
+      for (int64_t i = 0; i < count; ++i) {
+        single[static_cast<size_t>(i)] = {
+            .first_row = static_cast<int32_t>(done + i),
+            .rows = 1,
+            .first_position = static_cast<int32_t>(position + (done + i) * stride)};
+      }
+      LACUNA_RETURN_IF_ERROR(
+          kernels::AttendPrefill(backend_,
+                                 {.q = q,
+                                  .pool = at_.pool,
+                                  .chunks = std::span(single).first(static_cast<size_t>(count)),
+                                  .lists = Sublist(lists, done, count),
+                                  .params = PrefillParams(),
+                                  .out = out,
+                                  .lse = {}},
+                                 stream_));
+      done += count;
+    }
+    return OkStatus();
   }
 
   kernels::Backend& backend_;

@@ -89,6 +89,7 @@ class CpuBackend final : public Backend {
   std::string_view name() const override { return name_; }
   DType act_dtype() const override { return precision_; }
   bool decode_equals_prefill() const override { return deterministic_; }
+  bool deterministic() const override { return deterministic_; }
   int threads() const override { return pool_.threads(); }
 
   Result<std::unique_ptr<PreparedMatrix>> PrepareMatrix(const TensorView& weight) override {

@@ -40,6 +40,7 @@ class CudaBackend final : public Backend {
   std::string_view name() const override { return name_; }
   DType act_dtype() const override { return precision_; }
   bool decode_equals_prefill() const override { return precision_ == DType::kF32; }
+  bool deterministic() const override { return deterministic_; }
   int threads() const override { return 1; }
 
   Result<std::unique_ptr<PreparedMatrix>> PrepareMatrix(const TensorView& weight) override {

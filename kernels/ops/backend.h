@@ -50,6 +50,7 @@ class Backend {
   // Whether AttendDecode gives the bits that AttendPrefill gives for the same query. Where it does
   // not, a deterministic engine computes a generated token again the way it was computed first.
   virtual bool decode_equals_prefill() const = 0;
+  virtual bool deterministic() const = 0;  // as BackendOptions asked
   virtual int threads() const = 0;
 
   // weight: [out, in] f32 | bf16 | f16 in host memory, which may go away afterwards.

@@ -225,6 +225,7 @@ class Split final : public SplitBackend {
   std::string_view name() const override { return "split"; }
   DType act_dtype() const override { return cpu_->act_dtype(); }
   bool decode_equals_prefill() const override { return false; }  // so that replays are tested
+  bool deterministic() const override { return cpu_->deterministic(); }
   int threads() const override { return cpu_->threads(); }
 
   Result<std::unique_ptr<PreparedMatrix>> PrepareMatrix(const TensorView& weight) override {

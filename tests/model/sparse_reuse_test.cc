@@ -29,6 +29,7 @@ class Recorder final : public Backend {
   std::string_view name() const override { return cpu_->name(); }
   DType act_dtype() const override { return cpu_->act_dtype(); }
   bool decode_equals_prefill() const override { return cpu_->decode_equals_prefill(); }
+  bool deterministic() const override { return cpu_->deterministic(); }
   int threads() const override { return cpu_->threads(); }
   Result<std::unique_ptr<kernels::PreparedMatrix>> PrepareMatrix(const TensorView& w) override {
     return cpu_->PrepareMatrix(w);
