@@ -163,10 +163,10 @@ engine::PromptMarks MarkAnswers(std::span<const TokenId> tokens, int64_t prompt_
     }
   }
   using Answer = engine::PromptMarks::Answer;
-  auto& answers = marks.answers;  // they may share a token: the first counts
-  std::ranges::stable_sort(answers, {}, &Answer::row);
+  auto& marked = marks.answers;  // they may share a token: the first counts
+  std::ranges::stable_sort(marked, {}, &Answer::row);
   const auto same = [](const Answer& a, const Answer& b) { return a.row == b.row; };
-  answers.erase(std::unique(answers.begin(), answers.end(), same), answers.end());
+  marked.erase(std::unique(marked.begin(), marked.end(), same), marked.end());
   return marks;
 }
 
