@@ -38,26 +38,20 @@ struct CodeOrder final {
     if constexpr (kBits >= 8) return word * kWordCodes + 2 * i + half;
     return word * kWordCodes + i + half * (kWordCodes / 2);
   }
-  // The values themselves: bits 16 as they lie, codes as f16.
+  // The values themselves, bits 16 as they lie. A code becomes the f16 number of these bits, which
+  // is code * 2^-24: a subnormal number, which the products take as it is.
   __device__ static uint32_t Pair(const uint32_t (&words)[4], int pair) {
     const uint32_t word = words[pair / kWordPairs];
+    const int i = pair % kWordPairs;
     if constexpr (kBits == 16) {
       return word;
+    } else if constexpr (kBits == 8) {
+      return __byte_perm(word, 0, i == 0 ? 0x4140u : 0x4342u);
     } else {
-      const int i = pair % kWordPairs;
-      const uint32_t thousand = 0x64006400u;  // 1024 and 1024, with codes in the low bits
-      uint32_t biased;
-      if constexpr (kBits == 8) {
-        biased = __byte_perm(word, thousand, i == 0 ? 0x5150u : 0x5352u);
-      } else {
-        constexpr uint32_t kMask = ((1u << kBits) - 1) * 0x00010001u;
-        biased = (word >> kBits * i & kMask) | thousand;
-      }
-      const __half2 value = __hsub2(*reinterpret_cast<const __half2*>(&biased),
-                                    *reinterpret_cast<const __half2*>(&thousand));
-      return *reinterpret_cast<const uint32_t*>(&value);
+      return word >> kBits * i & ((1u << kBits) - 1) * 0x00010001u;
     }
   }
+  static constexpr float kUnit = kBits == 16 ? 1.0f : 0x1p24f;  // of a sum of products
 };
 
 struct QueryMemory final {

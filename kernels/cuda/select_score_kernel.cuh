@@ -19,10 +19,13 @@ namespace lacuna::kernels::cuda {
 
 inline constexpr int kScoreBlocksPerSm = 3;
 
-template <int kBits, typename T>
+// kKeys: of the keys themselves, else of metadata. kSteps > 0: entries are kVectors vectors of 64 *
+// kSteps bytes, operands stay in registers; 0: of any.
+template <int kBits, typename T, bool kKeys, int kVectors, int kSteps>
 class Scorer final {
  public:
   using Order = CodeOrder<kBits>;
+  static constexpr bool kExact = kSteps > 0;
 
   __device__ Scorer(const SelectKeysCall& call, const ScoreShape& shape, const QueryMemory& queries,
                     char* ring, int tokens, int64_t first_entry)
@@ -32,6 +35,8 @@ class Scorer final {
         ring_(SharedAddress(ring) +
               static_cast<uint32_t>(Warp() * kScoreStages * shape.stage_bytes)),
         lane_(static_cast<int>(threadIdx.x) % 32),
+        base_(static_cast<const char*>(kKeys ? call.pool.data : call.metadata.data)),
+        slab_bytes_(kKeys ? call.slab_bytes : call.metadata_slab_bytes),
         entries_((tokens + call.entry_tokens - 1) / call.entry_tokens),
         pages_((tokens + call.page_tokens - 1) / call.page_tokens),
         page_ids_(call.pages.pages + first_entry) {}
@@ -53,6 +58,7 @@ class Scorer final {
 
   __device__ void Run() {
     int stage = 0;
+    TakeOperands(0);
     while (at_ < end_) {
       Issue(stage == 0 ? kScoreStages - 1 : stage - 1);
       AsyncCopyWait<kScoreStages - 1>();
@@ -67,17 +73,19 @@ class Scorer final {
 
  private:
   __device__ static int Warp() { return static_cast<int>(threadIdx.x) / 32; }
+  __device__ int Vectors() const { return kExact ? kVectors : shape_.vectors; }
+  __device__ int Steps() const { return kExact ? kSteps : shape_.steps; }
   __device__ uint32_t StageAt(int stage) const {
     return ring_ + static_cast<uint32_t>(stage * shape_.stage_bytes);
   }
   // A stage is [tiles][2 rows of a lane][vectors][steps][32 lanes] 16 bytes, then [tiles][16 rows]
   // [vectors] scales with zeros.
   __device__ uint32_t TileBytes() const {
-    return static_cast<uint32_t>(1024 * shape_.vectors * shape_.steps);
+    return static_cast<uint32_t>(1024 * Vectors() * Steps());
   }
   __device__ uint32_t ScalesAt(int tile) const {
     return static_cast<uint32_t>(shape_.stage_tiles) * TileBytes() +
-           static_cast<uint32_t>(tile * 64 * shape_.vectors);
+           static_cast<uint32_t>(tile * 64 * Vectors());
   }
 
   // Ids of the pages of the next stage, one to a lane; a stage later they are at hand.
@@ -88,16 +96,15 @@ class Scorer final {
   }
   __device__ const char* SlabOf(int entry) const {
     const int id = __shfl_sync(~0u, ids_, min((entry >> shape_.page_shift) - first_page_, 31));
-    const bool keys = call_.scores_keys;
-    const auto* base = static_cast<const char*>(keys ? call_.pool.data : call_.metadata.data);
-    return base + (static_cast<int64_t>(id) * call_.kv_heads + run_.head) *
-                      (keys ? call_.slab_bytes : call_.metadata_slab_bytes);
+    return base_ + (static_cast<int64_t>(id) * call_.kv_heads + run_.head) * slab_bytes_;
   }
   __device__ int ChunkAt(int in_page, int vector, int chunk) const {
-    if (call_.scores_keys) {
-      return 2 * KvElement(in_page, 8 * chunk, call_.page_tokens, call_.head_dim);
+    if constexpr (kKeys) {
+      const int head_dim = kExact ? 32 * kSteps : call_.head_dim;
+      return 2 * KvElement(in_page, 8 * chunk, call_.page_tokens, head_dim);
     }
-    return (in_page * shape_.vectors + vector) * shape_.row_bytes + 16 * chunk;
+    const int row_bytes = kExact ? 64 * kSteps : shape_.row_bytes;
+    return (in_page * Vectors() + vector) * row_bytes + 16 * chunk;
   }
 
   __device__ void Issue(int stage) {
@@ -111,12 +118,14 @@ class Scorer final {
       for (int half = 0; half < 2; ++half) {
         const int entry = at + half * 8 + lane_ / 4;
         const char* slab = SlabOf(entry);
-        for (int vector = 0; vector < shape_.vectors; ++vector) {
-          for (int step = 0; step < shape_.steps; ++step, to += 512) {
+        const int in_page = entry & in_page_mask;
+#pragma unroll(kExact ? kVectors : 1)
+        for (int vector = 0; vector < Vectors(); ++vector) {
+#pragma unroll(kExact ? kSteps : 1)
+          for (int step = 0; step < Steps(); ++step, to += 512) {
             const int chunk = 4 * step + lane_ % 4;
-            const bool valid = entry < end && 16 * chunk < shape_.row_bytes;
-            AsyncCopy16(to, slab + (valid ? ChunkAt(entry & in_page_mask, vector, chunk) : 0),
-                        valid);
+            const bool valid = entry < end && (kExact || 16 * chunk < shape_.row_bytes);
+            AsyncCopy16(to, slab + ChunkAt(in_page, vector, valid ? chunk : 0), valid);
           }
         }
       }
@@ -141,30 +150,55 @@ class Scorer final {
     }
   }
 
+  __device__ const uint2* OperandsOf(int column_tile, int vector) const {
+    return queries_.operands +
+           (column_tile * Vectors() + vector) * Steps() * Order::kProducts * 32 + lane_;
+  }
+  // Exact: those of a column tile to registers.
+  __device__ void TakeOperands(int column_tile) {
+    if constexpr (kExact) {
+      const uint2* from = OperandsOf(column_tile, 0);
+#pragma unroll
+      for (int i = 0; i < kVectors * kSteps * Order::kProducts; ++i) operands_[i] = from[32 * i];
+    }
+  }
+
+  // Adds the products of a step of 64 bytes.
+  template <typename Operand>
+  __device__ static void MultiplyStep(const uint4& low, const uint4& high, const Operand& operand,
+                                      float (&chains)[2][4]) {
+    const uint32_t low_words[4] = {low.x, low.y, low.z, low.w};
+    const uint32_t high_words[4] = {high.x, high.y, high.z, high.w};
+#pragma unroll
+    for (int product = 0; product < Order::kProducts; ++product) {
+      const uint32_t a[4] = {
+          Order::Pair(low_words, 2 * product), Order::Pair(high_words, 2 * product),
+          Order::Pair(low_words, 2 * product + 1), Order::Pair(high_words, 2 * product + 1)};
+      const uint2 b = operand(product);
+      MmaM16N8K16<T>(chains[product % 2], a, b.x, b.y);
+    }
+  }
   // Sums of one vector of 16 entries: rows lane / 4 and + 8, columns lane % 4 * 2 and + 1.
   __device__ void Multiply(uint32_t rows, int column_tile, int vector, float (&sums)[4]) const {
-    const uint2* operands =
-        queries_.operands +
-        (column_tile * shape_.vectors + vector) * shape_.steps * Order::kProducts * 32 + lane_;
     const uint32_t half_bytes = TileBytes() / 2;
-    uint32_t from = rows + static_cast<uint32_t>(512 * shape_.steps * vector + 16 * lane_);
+    const uint32_t from = rows + static_cast<uint32_t>(512 * Steps() * vector + 16 * lane_);
     float chains[2][4] = {};  // two, for latency
-#pragma unroll 2
-    for (int step = 0; step < shape_.steps; ++step, from += 512) {
-      const uint4 low = LoadShared128(from), high = LoadShared128(from + half_bytes);
-      const uint32_t low_words[4] = {low.x, low.y, low.z, low.w};
-      const uint32_t high_words[4] = {high.x, high.y, high.z, high.w};
-#pragma unroll
-      for (int product = 0; product < Order::kProducts; ++product, operands += 32) {
-        const uint32_t a[4] = {
-            Order::Pair(low_words, 2 * product), Order::Pair(high_words, 2 * product),
-            Order::Pair(low_words, 2 * product + 1), Order::Pair(high_words, 2 * product + 1)};
-        const uint2 b = *operands;
-        MmaM16N8K16<T>(chains[product % 2], a, b.x, b.y);
+#pragma unroll(kExact ? kSteps : 1)
+    for (int step = 0; step < Steps(); ++step) {
+      const uint32_t at = from + static_cast<uint32_t>(512 * step);
+      const uint4 low = LoadShared128(at), high = LoadShared128(at + half_bytes);
+      if constexpr (kExact) {
+        const int first = (vector * kSteps + step) * Order::kProducts;
+        MultiplyStep(
+            low, high, [&](int product) { return operands_[first + product]; }, chains);
+      } else {
+        const uint2* first = OperandsOf(column_tile, vector) + step * Order::kProducts * 32;
+        MultiplyStep(
+            low, high, [&](int product) { return first[product * 32]; }, chains);
       }
     }
 #pragma unroll
-    for (int i = 0; i < 4; ++i) sums[i] = chains[0][i] + chains[1][i];
+    for (int i = 0; i < 4; ++i) sums[i] = (chains[0][i] + chains[1][i]) * Order::kUnit;
   }
 
   // Scores of a tile's entries for up to two heads of this lane.
@@ -176,15 +210,15 @@ class Scorer final {
     float totals[4] = {};
     float zeros[2][2] = {};  // [row][vector]
 #pragma unroll
-    for (int vector = 0; vector < 2; ++vector) {
-      if (vector >= shape_.vectors) break;
+    for (int vector = 0; vector < (kExact ? kVectors : 2); ++vector) {
+      if (vector >= Vectors()) break;
       float sums[4];
       Multiply(stage + static_cast<uint32_t>(tile) * TileBytes(), column_tile, vector, sums);
       float scales[2] = {1.0f, 1.0f};
       if constexpr (kBits < 16) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const int at = (lane_ / 4 + 8 * half) * shape_.vectors + vector;
+          const int at = (lane_ / 4 + 8 * half) * Vectors() + vector;
           const uint32_t word =
               LoadShared32(stage + ScalesAt(tile) + static_cast<uint32_t>(4 * at));
           scales[half] = __uint_as_float(word << 16);
@@ -234,6 +268,7 @@ class Scorer final {
     const bool max = call_.path.reduce == ReduceKind::kMax;
     float reduced[2] = {max ? -INFINITY : 0.0f, max ? -INFINITY : 0.0f};
     for (int column_tile = 0; column_tile < shape_.column_tiles; ++column_tile) {
+      if (shape_.column_tiles > 1) TakeOperands(column_tile);
       const Scores scores = ScoresOf(stage, tile, column_tile);
       if (!shape_.direct) {
         WriteRaw(scores);
@@ -334,6 +369,8 @@ class Scorer final {
   const QueryMemory queries_;
   const uint32_t ring_;
   const int lane_;
+  const char* const base_;
+  const int64_t slab_bytes_;
   const int entries_, pages_;  // of the row
   const int32_t* const page_ids_;
   ChunkRun run_;
@@ -341,10 +378,11 @@ class Scorer final {
   int issued_ = 0;        // the first entry that is not being read yet
   int first_page_ = 0;
   int32_t ids_ = 0;
+  uint2 operands_[kExact ? kVectors * kSteps * Order::kProducts : 1];
   float pooled_ = 0.0f;  // unit_entries 64: of the unit's tiles so far
 };
 
-template <int kBits, typename T>
+template <int kBits, typename T, bool kKeys, int kVectors, int kSteps>
 __global__ void __launch_bounds__(32 * kScoreWarps, kScoreBlocksPerSm)
     ScoreKernel(const __grid_constant__ SelectKeysCall call,
                 const __grid_constant__ ScoreShape shape) {
@@ -366,8 +404,8 @@ __global__ void __launch_bounds__(32 * kScoreWarps, kScoreBlocksPerSm)
   int row = -1, head = -1;  // whose queries are in memory
   VisitRuns(call, line, call.kv_heads, [&](const ChunkRun& run) {
     if (HasWindow(call, call.first_row + run.row, run.head)) return;
-    Scorer<kBits, T> scorer(call, shape, queries, memory, line.tokens[run.row],
-                            line.first_entry[run.row]);
+    Scorer<kBits, T, kKeys, kVectors, kSteps> scorer(
+        call, shape, queries, memory, line.tokens[run.row], line.first_entry[run.row]);
     scorer.Start(run);
     if (run.row != row || run.head != head) {
       row = run.row;

@@ -16,9 +16,9 @@ inline int64_t ChunksMax(const SelectKeysCall& call, int64_t chunk_tokens, int64
          call.group_rows;
 }
 
-template <int kBits, typename T>
+template <int kBits, typename T, bool kKeys, int kVectors = 0, int kSteps = 0>
 Status LaunchScore(const SelectKeysCall& call, const ScoreShape& shape, cudaStream_t stream) {
-  const auto kernel = ScoreKernel<kBits, T>;
+  const auto kernel = ScoreKernel<kBits, T, kKeys, kVectors, kSteps>;
   const auto shared_bytes = static_cast<size_t>(shape.shared_bytes);
   LACUNA_CUDA_RETURN_IF_ERROR(cudaFuncSetAttribute(
       kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shape.shared_bytes));
@@ -27,6 +27,10 @@ Status LaunchScore(const SelectKeysCall& call, const ScoreShape& shape, cudaStre
                                          32 * kScoreWarps, shared_bytes));
   return Launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(32 * kScoreWarps), shared_bytes,
                 stream, call, shape);
+}
+
+inline bool IsExact(const ScoreShape& shape, int vectors, int steps) {
+  return shape.vectors == vectors && shape.row_bytes == 64 * steps;
 }
 
 }  // namespace lacuna::kernels::cuda
