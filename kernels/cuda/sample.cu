@@ -2,540 +2,95 @@
 //
 // A row is spread over a cluster of up to 16 blocks, as many as fill the device (sm_90), or given
 // to one block. A block keeps of its part in shared memory what fits, and reads the rest again,
-// from L2. One pass over the logits as they arrive gives the greatest value and the mass of each
-// chunk: greedy rows, and those with a temperature alone, need no more. Leaves the logits as they
-// are: changed ones go to shared memory or to the workspace.
+// from L2.
 #include <algorithm>
-#include <cmath>
+#include <array>
+#include <atomic>
 
 #include "kernels/core/checked_math.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ops.h"
-#include "kernels/cuda/ptx.cuh"
-#include "kernels/cuda/sample_select.cuh"
+#include "kernels/cuda/sample_row.cuh"
 
 namespace lacuna::kernels::cuda {
 namespace {
 
-constexpr float kLogprobFloor = -9999.0f;
-constexpr double kLn2 = 0.69314718055994530942;
-constexpr double kMassBits = 42.0;
-
-struct SampleParams final {
-  const float* logits;
-  const SampleRow* rows;
-  const LogitEdit* edits;
-  const uint32_t* mask;
-  SampleResult* results;
-  int32_t* tokens;
-  float* changed;  // [rows, changed_stride]: chunks that are not in shared memory, once changed
-  int64_t logits_stride;
-  int64_t changed_stride;
-  int vocab;
-  int chunks;           // of a block
-  int resident_chunks;  // the first of them: in shared memory
-  bool aligned;         // rows of logits to 16 bytes
-};
-
-// Behind SelectScratch in shared memory; sizes are the same in all blocks.
-struct SharedPlan final {
-  int64_t greatest;
-  int64_t sum;
-  int64_t mass;
-  int64_t loaded;
-  int64_t resident;
-  int64_t bytes;
-  static constexpr __host__ __device__ SharedPlan Of(int64_t chunks, int64_t resident_chunks) {
-    SharedPlan plan{};
-    plan.greatest = RoundUp(int64_t{sizeof(SelectScratch)}, 16);
-    plan.sum = plan.greatest + chunks * 4;
-    plan.mass = RoundUp(plan.sum + chunks * 4, 8);
-    plan.loaded = plan.mass + chunks * 8;
-    plan.resident = RoundUp(plan.loaded + resident_chunks * 8, 128);
-    plan.bytes = plan.resident + resident_chunks * kChunk * 4;
-    return plan;
-  }
-};
-
-// Finalizer of SplitMix64 (Steele et al. 2014).
-__device__ inline uint64_t Mix(uint64_t x) {
-  x += 0x9e3779b97f4a7c15u;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-  return x ^ (x >> 31);
-}
-
-// floor(u * total), u in [0, 1) of 53 bits, a function of (seed, index) alone; exact.
-__device__ inline uint64_t UniformBelow(uint64_t seed, int64_t index, uint64_t total) {
-  const uint64_t mixed = Mix(static_cast<uint64_t>(index));
-  const uint64_t bits = Mix(Mix(seed) ^ (mixed << 32 | mixed >> 32)) >> 11;
-  return __umul64hi(bits, total) << 11 | (bits * total) >> 53;
-}
-
-__device__ inline float Edited(float logit, const LogitEdit& edit, const SampleRow& row) {
-  logit = __fadd_rn(logit, edit.bias);
-  if ((edit.flags & LogitEdit::kBarred) != 0) logit = -INFINITY;
-  if ((edit.flags & LogitEdit::kRepeated) != 0) {
-    logit = logit > 0.0f ? __fdiv_rn(logit, row.repetition) : __fmul_rn(logit, row.repetition);
-  }
-  if (edit.output_count > 0) {
-    const double penalty =
-        static_cast<double>(row.presence) + static_cast<double>(row.frequency) * edit.output_count;
-    logit = __fsub_rn(logit, static_cast<float>(penalty));
-  }
-  return logit;
-}
-
-template <bool kCluster>
-class RowSampler final {
- public:
-  __device__ RowSampler(const SampleParams& params, const Team<kCluster>& team, std::byte* shared)
-      : p_(params),
-        team_(team),
-        s_(*reinterpret_cast<SelectScratch*>(shared)),
-        exchange_(team, s_.team),
-        index_(static_cast<int>(blockIdx.y)) {
-    const SharedPlan plan = SharedPlan::Of(p_.chunks, p_.resident_chunks);
-    const int all = (p_.vocab + kChunk - 1) / kChunk;
-    part_.row = p_.logits + index_ * p_.logits_stride;
-    part_.resident = reinterpret_cast<float*>(shared + plan.resident);
-    part_.greatest = reinterpret_cast<float*>(shared + plan.greatest);
-    part_.sum = reinterpret_cast<float*>(shared + plan.sum);
-    part_.mass = reinterpret_cast<uint64_t*>(shared + plan.mass);
-    part_.first = team.rank * p_.chunks;
-    part_.chunks = max(0, min(p_.chunks, all - part_.first));
-    part_.resident_chunks = p_.resident_chunks;
-    part_.vocab = p_.vocab;
-    part_.aligned = p_.aligned;
-    loaded_ = reinterpret_cast<uint64_t*>(shared + plan.loaded);
-  }
-
-  // After team.Arrive().
-  __device__ __forceinline__ void Run() {
-    Fetch();
-    row_ = p_.rows[index_];
-    const bool forced = row_.forced_token >= 0;
-    const bool ranked = forced || row_.logprobs >= 0;
-    const bool draws = !forced && row_.temperature != 0.0f;
-    inverse_ = static_cast<float>(1.0 / max(static_cast<double>(row_.temperature), 1e-6));
-    uint32_t key = Measure<true>(ranked ? 1.0f : draws ? inverse_ : 0.0f);
-    team_.Wait();
-    float greatest = FindGreatest(key);
-    if (key_ == kBroken) return Fail(SampleResult::kNotANumber);
-    if (greatest == -INFINITY) return Fail(SampleResult::kImpossible);
-    if (ranked) RankRaw(greatest);
-    if (forced) return Finish(row_.forced_token);
-    if (Edit()) {
-      key = Measure<false>(draws ? inverse_ : 0.0f);
-      greatest = FindGreatest(key);
-      if (!isfinite(greatest)) return Fail(SampleResult::kImpossible);
-    } else if (draws && ranked && inverse_ != 1.0f) {
-      Measure<false>(inverse_);
-    }
-    if (!draws) return FinishGreedy(greatest);
-    const bool cuts = row_.top_k > 0 || row_.top_p < 1.0f;
-    if (!cuts && row_.min_p <= 0.0f) return Draw(kLastKey, kLowest, greatest, Weigh(greatest));
-    Cut(greatest);
-  }
-
- private:
-  static constexpr bool kBulk = kCluster && kHasClusters;
-  static constexpr uint32_t kBroken = ~0u;  // NaN or +inf among the logits
-
-  __device__ bool Arrives(int chunk) const {
-    return kBulk && chunk < part_.resident_chunks && part_.IsWhole(chunk);
-  }
-  // Starts the copies of whole chunks to shared memory: a warp those that it takes itself.
-  __device__ void Fetch() {
-    if constexpr (kBulk) {
-      const bool again = part_.chunks > part_.resident_chunks;  // then L2 is for the others
-      const uint64_t policy = again ? CreateEvictFirstPolicy() : 0;
-      for (int chunk = part_.chunks - 1 - WarpIndex() - LaneIndex() * kSampleWarps; chunk >= 0;
-           chunk -= kSampleThreads) {
-        if (!Arrives(chunk)) continue;
-        const uint32_t barrier = SharedAddress(&loaded_[chunk]);
-        const uint32_t to = SharedAddress(part_.Resident(chunk));
-        const float* const from = part_.row + part_.FirstToken(chunk);
-        BarrierInit(barrier, 1);
-        FenceBarrierInit();
-        BarrierArriveExpect(barrier, kChunk * 4);
-        if (again) {
-          BulkCopyToShared(to, from, kChunk * 4, barrier, policy);
-        } else {
-          BulkCopyToShared(to, from, kChunk * 4, barrier);
-        }
-      }
-      __syncwarp();
-    }
-  }
-
-  // The greatest value of each chunk and its mass at 1 / temperature `inverse` (0: no masses).
-  // Returns this warp's greatest key, kBroken if a value is. kFirst: as the chunks arrive.
-  template <bool kFirst>
-  __device__ uint32_t Measure(float inverse) {
-    uint32_t greatest = 0;
-    bool broken = false;
-    const auto measure = [&](int chunk, const LaneChunk& x) {
-      float most = -INFINITY;
-#pragma unroll
-      for (int i = 0; i < kLaneValues; ++i) {
-        broken = broken || !(x.values[i] <= -kLowest);
-        most = fmaxf(most, x.values[i]);
-      }
-      const uint32_t key = __reduce_max_sync(~0u, Ascending(most));
-      most = FromAscending(key);
-      greatest = max(greatest, key);
-      float sum = 0.0f;
-      if (inverse > 0.0f && most > -INFINITY) {
-        const float scale = inverse * kLog2E;
-#pragma unroll
-        for (int i = 0; i < kLaneValues; ++i) sum += Exp2((x.values[i] - most) * scale);
-        sum = WarpSum(sum);
-      }
-      if (LaneIndex() == 0) {
-        part_.greatest[chunk] = most;
-        part_.sum[chunk] = sum;
-      }
-    };
-    if constexpr (kFirst) {
-      Receive(measure);
-    } else {
-      part_.Visit([](float /*greatest*/) { return true; }, measure);
-    }
-    __syncwarp();
-    return __any_sync(~0u, broken) != 0 ? kBroken : greatest;
-  }
-  // As RowPart::Visit, but chunks come to shared memory on the way.
-  template <typename F>
-  __device__ void Receive(const F& f) {
-    LaneChunk next;
-    bool ahead = false;
-    for (int chunk = part_.chunks - 1 - WarpIndex(); chunk >= 0; chunk -= kSampleWarps) {
-      LaneChunk now;
-      if (ahead) {
-        now = next;
-      } else if (Arrives(chunk)) {
-        BarrierWait(SharedAddress(&loaded_[chunk]), 0);
-        part_.Load(chunk, now);
-      } else {
-        part_.LoadMemory(chunk, now);
-        if (chunk < part_.resident_chunks) part_.Store(now, part_.Resident(chunk));
-      }
-      const int after = chunk - kSampleWarps;
-      ahead = after >= part_.resident_chunks;
-      if (ahead) part_.LoadMemory(after, next);
-      f(chunk, now);
-    }
-  }
-  // The greatest value of the row; key_: its key.
-  __device__ float FindGreatest(uint32_t of_warp) {
-    exchange_.Post(BlockMax(s_.team, of_warp), 0);
-    team_.Barrier();
-    key_of_block_ = static_cast<uint32_t>(exchange_.Value(0));
-    key_ = __reduce_max_sync(~0u, key_of_block_);
-    return FromAscending(key_);
-  }
-
-  // The mass of the whole row at 1 / temperature inverse_, and of each chunk.
-  __device__ Share Weigh(float greatest) { return Weigh(greatest, inverse_); }
-  __device__ Share Weigh(float greatest, float inverse) {
-    __syncthreads();
-    uint64_t mass = 0;
-    for (int i = static_cast<int>(threadIdx.x); i < part_.chunks; i += kSampleThreads) {
-      const float scaled = __fmul_rn(__fsub_rn(part_.greatest[i], greatest), inverse);
-      part_.mass[i] = MassUnits(part_.sum[i] * expf(scaled));
-      mass += part_.mass[i];
-    }
-    exchange_.Post(BlockSum(s_.team, WarpSum(mass)), 0);
-    team_.Barrier();
-    return exchange_.Of(0);
-  }
-
-  // Sum of the distribution before any edit, and its likeliest tokens.
-  __device__ void RankRaw(float greatest) {
-    const uint64_t sum = Weigh(greatest, 1.0f).total;
-    log_sum_ = static_cast<double>(greatest) + log(static_cast<double>(sum)) - kMassBits * kLn2;
-    top_ = max(0, min(min(row_.logprobs, SampleResult::kLogprobsMax), p_.vocab));
-    if (top_ == 0) return;
-    Selector<kCluster> select(team_, s_, part_, exchange_,
-                              {.origin = greatest, .floor = -INFINITY, .raw = true});
-    const uint64_t last = select.SelectRank(static_cast<uint32_t>(top_));
-    if (!select.ListIsAll()) select.ListUpTo(last);
-    if (team_.rank == 0) {
-      select.ForEachListed([&](const Candidate& candidate, uint32_t before) {
-        if (before >= static_cast<uint32_t>(top_)) return;
-        p_.results[index_].top_tokens[before] = TokenOf(candidate.key);
-        p_.results[index_].top_logprobs[before] = Logprob(ValueOf(candidate.key));
-      });
-    }
-    __syncthreads();
-  }
-  __device__ float Logprob(float logit) const {
-    const double value = static_cast<double>(logit) - log_sum_;
-    return value > static_cast<double>(kLogprobFloor) ? static_cast<float>(value) : kLogprobFloor;
-  }
-
-  // Each value becomes f(value, token), in shared memory or in the workspace.
-  template <typename F>
-  __device__ void Rewrite(const F& f) {
-    float* const changed = p_.changed + index_ * p_.changed_stride;
-    part_.ForEachChunk([&](int chunk) {
-      LaneChunk x;
-      part_.Load(chunk, x);
-#pragma unroll
-      for (int i = 0; i < kLaneValues; ++i) {
-        x.values[i] = f(x.values[i], part_.FirstToken(chunk) + LaneChunk::Token(i));
-      }
-      const bool resident = chunk < part_.resident_chunks;
-      part_.Store(x, resident ? part_.Resident(chunk) : changed + part_.FirstToken(chunk));
-    });
-    part_.row = changed;
-    part_.aligned = true;
-    __syncthreads();
-  }
-  // Whether any logit may have changed.
-  __device__ bool Edit() {
-    const int edits = row_.edits_end - row_.edits_begin;
-    if (edits > 0) {
-      Rewrite([](float value, int) { return value; });
-      for (int i = static_cast<int>(threadIdx.x); i < edits; i += kSampleThreads) {
-        const LogitEdit edit = p_.edits[row_.edits_begin + i];
-        const int at = edit.token - part_.FirstToken(0);
-        if (edit.token >= p_.vocab || at < 0 || at >= part_.chunks * kChunk) continue;
-        float* const value = at < part_.resident_chunks * kChunk
-                                 ? part_.resident + at
-                                 : p_.changed + index_ * p_.changed_stride + edit.token;
-        *value = Edited(*value, edit, row_);
-      }
-      __syncthreads();
-    }
-    if (p_.mask == nullptr) return edits > 0;
-    const uint32_t* mask = p_.mask + static_cast<int64_t>(index_) * ((p_.vocab + 31) / 32);
-    Rewrite([&](float value, int token) {
-      return token < p_.vocab && (mask[token / 32] >> (token % 32) & 1u) != 0 ? value : -INFINITY;
-    });
-    return true;
-  }
-
-  // Draws from what min_p, top_k and top_p keep.
-  __device__ __forceinline__ void Cut(float greatest) {
-    Domain domain{.origin = greatest, .inverse = inverse_};
-    if (row_.min_p > 0.0f) {
-      domain.floor = max(kLowest, static_cast<float>(log(static_cast<double>(row_.min_p))));
-    }
-    const auto wanted = [&](uint64_t mass) {
-      const double part = ceil(static_cast<double>(row_.top_p) * static_cast<double>(mass));
-      return min(max(static_cast<uint64_t>(part), uint64_t{1}), mass);
-    };
-    Selector<kCluster> select(team_, s_, part_, exchange_, domain);
-    if (row_.top_k > 0) {
-      uint64_t last = select.SelectRank(static_cast<uint32_t>(row_.top_k));
-      if (row_.top_p >= 1.0f) return DrawKept(select, last, greatest);
-      const uint64_t mass = select.above().total + select.ListMass(last);
-      if (select.ListIsAll()) {
-        last = select.SelectListMass(wanted(mass));
-        return DrawKept(select, last, greatest);
-      }
-      Rewrite([&](float value, int token) {
-        const float scaled = domain.Scaled(value);
-        return scaled >= domain.floor && KeyOf(scaled, token) <= last ? value : -INFINITY;
-      });
-      Selector<kCluster> inner(team_, s_, part_, exchange_, domain);
-      last = inner.SelectMass(wanted(mass), mass);
-      return DrawKept(inner, last, greatest);
-    }
-    uint64_t mass = 0;
-    if (row_.min_p > 0.0f) {
-      select.KeepAll();
-      if (row_.top_p >= 1.0f) return DrawKept(select, kLastKey, greatest);
-      mass = select.above().total;
-    } else {
-      mass = Weigh(greatest).total;
-    }
-    const uint64_t last = select.SelectMass(wanted(mass), mass);
-    DrawKept(select, last, greatest);
-  }
-  // What a selection keeps for sure is in the chunks' masses; the listed tokens up to `last` join.
-  __device__ void DrawKept(Selector<kCluster>& select, uint64_t last, float greatest) {
-    const int first = part_.FirstToken(0);
-    const int end = part_.FirstToken(part_.chunks);
-    const int i = static_cast<int>(threadIdx.x);
-    Candidate listed{kLastKey, 0};
-    if (i < select.list_count() && s_.list[i].key <= last) listed = s_.list[i];
-    const int token = TokenOf(listed.key);
-    const bool kept = listed.key != kLastKey;
-    const bool mine = kept && token >= first && token < end;
-    if (mine) {
-      atomicAdd(reinterpret_cast<unsigned long long*>(&part_.mass[(token - first) / kChunk]),
-                static_cast<unsigned long long>(listed.mass));
-    }
-    Share share = select.above();
-    share.total += BlockSum(s_.team, WarpSum(listed.mass));
-    __syncthreads();
-    share.mine += BlockSum(s_.team, WarpSum(mine ? listed.mass : uint64_t{0}));
-    __syncthreads();
-    share.before += BlockSum(s_.team, WarpSum(kept && token < first ? listed.mass : uint64_t{0}));
-    Draw(last, select.floor(), greatest, share);
-  }
-
-  // By inverse of the cumulative masses in the order of ids.
-  __device__ void Draw(uint64_t last, float floor, float greatest, const Share& share) {
-    const uint64_t target = UniformBelow(row_.seed, row_.index, share.total);
-    if (target < share.before || target - share.before >= share.mine) return;
-    __syncthreads();  // masses of chunks
-    if (WarpIndex() == 0) PickChunk(target - share.before);
-    __syncthreads();
-    Walk(last, floor, greatest);
-  }
-  // The chunk in which the cumulative mass passes `rest`; by one warp.
-  __device__ void PickChunk(uint64_t rest) {
-    for (int base = 0; base < part_.chunks; base += 32) {
-      const int chunk = base + LaneIndex();
-      const uint64_t mass = chunk < part_.chunks ? part_.mass[chunk] : 0;
-      const uint64_t prefix = WarpPrefix(mass);
-      if (rest < prefix && rest >= prefix - mass) {
-        s_.pick_chunk = chunk;
-        s_.pick_rest = rest - (prefix - mass);
-        s_.pick_mass = mass;
-      }
-      const uint64_t all = __shfl_sync(~0u, prefix, 31);
-      if (rest < all) return;
-      rest -= all;
-    }
-  }
-  // The token at the same share of the chunk's kept masses, taken relative to its greatest value.
-  __device__ void Walk(uint64_t last, float floor, float greatest) {
-    const Domain domain{.origin = greatest, .inverse = inverse_};
-    const int chunk = s_.pick_chunk;
-    uint64_t mass[4] = {};
-    for (int j = 0; j < 4 && threadIdx.x < kChunk / 4; ++j) {
-      const int at = static_cast<int>(threadIdx.x) * 4 + j;
-      const float value = part_.Value(chunk, at);
-      const float scaled = domain.Scaled(value);
-      if (scaled >= floor && KeyOf(scaled, part_.FirstToken(chunk) + at) <= last) {
-        mass[j] = MassUnits(Exp2((value - part_.greatest[chunk]) * (inverse_ * kLog2E)));
-      }
-    }
-    const uint64_t mine = mass[0] + mass[1] + mass[2] + mass[3];
-    uint64_t prefix = WarpPrefix(mine);
-    if (LaneIndex() == 31) s_.team.warps[WarpIndex()] = prefix;
-    __syncthreads();
-    const uint64_t warps = LaneIndex() < kSampleWarps ? s_.team.warps[LaneIndex()] : 0;
-    prefix += WarpSum(LaneIndex() < WarpIndex() ? warps : uint64_t{0});
-    const uint64_t total = WarpSum(warps);
-    const double place = static_cast<double>(s_.pick_rest) / static_cast<double>(s_.pick_mass);
-    const uint64_t target =
-        min(static_cast<uint64_t>(place * static_cast<double>(total)), total - 1);
-    if (target >= prefix || target < prefix - mine) return;
-    uint64_t passed = prefix - mine;
-    int j = 0;
-    while (j < 3 && passed + mass[j] <= target) passed += mass[j++];
-    Store(part_.FirstToken(chunk) + static_cast<int>(threadIdx.x) * 4 + j);
-  }
-
-  // The first token of the greatest value, by the first block that has it.
-  __device__ void FinishGreedy(float greatest) {
-    const uint32_t blocks = __ballot_sync(~0u, key_of_block_ == key_);
-    if (__ffs(static_cast<int>(blocks)) - 1 != team_.rank || WarpIndex() != 0) return;
-    int chunk = 0;
-    for (int base = 0;; base += 32) {
-      const int i = base + LaneIndex();
-      const bool here = i < part_.chunks && part_.greatest[i] == greatest;
-      const uint32_t lanes = __ballot_sync(~0u, here);
-      chunk = base + __ffs(static_cast<int>(lanes)) - 1;
-      if (lanes != 0) break;
-    }
-    LaneChunk x;
-    part_.Load(chunk, x);
-    auto token = static_cast<uint32_t>(kChunk);
-#pragma unroll
-    for (int i = kLaneValues - 1; i >= 0; --i) {
-      if (x.values[i] == greatest) token = static_cast<uint32_t>(LaneChunk::Token(i));
-    }
-    token = __reduce_min_sync(~0u, token);
-    if (LaneIndex() == 0) Store(part_.FirstToken(chunk) + static_cast<int>(token));
-  }
-  __device__ void Store(int token) {
-    SampleResult& result = p_.results[index_];
-    result.token = token;
-    result.status = SampleResult::kOk;
-    result.top_count = top_;
-    result.logprob = 0.0f;
-    if (row_.forced_token >= 0 || row_.logprobs >= 0) {
-      const bool inside = token < p_.vocab;
-      const float raw = inside ? p_.logits[index_ * p_.logits_stride + token] : 0.0f;
-      result.logprob = inside ? Logprob(raw) : kLogprobFloor;
-    }
-    p_.tokens[index_] = token;
-  }
-  __device__ void Finish(int token) {
-    if (team_.rank == 0 && threadIdx.x == 0) Store(token);
-  }
-  __device__ void Fail(SampleResult::Status status) {
-    if (team_.rank != 0 || threadIdx.x != 0) return;
-    SampleResult& result = p_.results[index_];
-    result.token = 0;
-    result.status = status;
-    result.logprob = 0.0f;
-    result.top_count = 0;
-    p_.tokens[index_] = 0;
-  }
-
-  const SampleParams& p_;
-  const Team<kCluster>& team_;
-  SelectScratch& s_;
-  Exchange<kCluster> exchange_;
-  int index_;
-  SampleRow row_;
-  RowPart part_;
-  uint64_t* loaded_;  // [resident_chunks] barriers
-  float inverse_ = 1.0f;
-  uint32_t key_ = 0;           // of the greatest value
-  uint32_t key_of_block_ = 0;  // of block `lane`'s
-  int top_ = 0;
-  double log_sum_ = 0.0;
-};
-
 template <bool kCluster>
 __global__ void __launch_bounds__(kSampleThreads, 1) SampleKernel(const SampleParams params) {
-  LACUNA_DYNAMIC_SHARED(128, std::byte, shared);
   const Team<kCluster> team;
   team.Arrive();
   LetNextStart();
   WaitForPrevious();
-  RowSampler<kCluster>(params, team, shared).Run();
+  RowSampler<kCluster>(params, team).Run();
 }
 
-Status LaunchCluster(const SampleParams& params, unsigned blocks, unsigned rows, int shared_bytes,
-                     cudaStream_t stream) {
-  LACUNA_CUDA_RETURN_IF_ERROR(cudaFuncSetAttribute(
-      SampleKernel<true>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+struct ClusterLaunch final {
+  cudaLaunchAttribute attributes[2] = {};
+  cudaLaunchConfig_t config{};
+
+  ClusterLaunch(int64_t blocks, int64_t rows, int64_t shared_bytes, cudaStream_t stream) {
+    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[0].val.programmaticStreamSerializationAllowed = 1;
+    attributes[1].id = cudaLaunchAttributeClusterDimension;
+    attributes[1].val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+    config.gridDim = dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(rows));
+    config.blockDim = dim3(kSampleThreads);
+    config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+    config.stream = stream;
+    config.attrs = attributes;
+    config.numAttrs = 2;
+  }
+  ClusterLaunch(const ClusterLaunch&) = delete;
+  ClusterLaunch& operator=(const ClusterLaunch&) = delete;
+};
+
+// How many clusters of so many blocks run at once: a property of the device, as a block fills a
+// multiprocessor.
+Result<int64_t> ClustersAtOnce(int64_t blocks, int64_t shared_bytes) {
+  static std::array<std::atomic<int>, kTeamMax + 1> known{};
+  int clusters = known[static_cast<size_t>(blocks)];
+  if (clusters == 0) {
+    const ClusterLaunch launch(blocks, 1, shared_bytes, nullptr);
+    LACUNA_CUDA_RETURN_IF_ERROR(cudaOccupancyMaxActiveClusters(
+        &clusters, reinterpret_cast<const void*>(SampleKernel<true>), &launch.config));
+    known[static_cast<size_t>(blocks)] = std::max(clusters, 1);
+  }
+  return clusters;
+}
+
+// How the blocks of a row divide its chunks.
+struct Division final {
+  int64_t blocks = 1;
+  int64_t chunks = 0;           // of a block
+  int64_t resident_chunks = 0;  // of them
+  int64_t shared_bytes = 0;
+
+  Division(int64_t all, int64_t blocks_of_row, const DeviceTraits& traits)
+      : blocks(blocks_of_row), chunks(CeilDiv(all, blocks_of_row)) {
+    constexpr int64_t kPad = 128;  // of SharedPlan
+    const int64_t rest = traits.shared_bytes_max - SharedPlan::Of(chunks, 0).bytes - kPad;
+    resident_chunks = std::clamp<int64_t>(rest / (kChunk * 4 + 8), 0, chunks);
+    shared_bytes = SharedPlan::Of(chunks, resident_chunks).bytes;
+  }
+};
+
+// As many blocks for a row as let all rows run at once, but two at least; 16 is what sm_90 allows
+// beyond the portable 8.
+Result<Division> Divide(int64_t rows, int64_t vocab, const DeviceTraits& traits) {
+  const int64_t all = CeilDiv(vocab, kChunk);
+  if (traits.major < 9) return Division(all, 1, traits);
+  LACUNA_CUDA_RETURN_IF_ERROR(cudaFuncSetAttribute(SampleKernel<true>,
+                                                   cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                   static_cast<int>(traits.shared_bytes_max)));
   LACUNA_CUDA_RETURN_IF_ERROR(
       cudaFuncSetAttribute(SampleKernel<true>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim = {blocks, 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(blocks, rows);
-  config.blockDim = dim3(kSampleThreads);
-  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
-  config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = 2;
-  return CudaStatus(cudaLaunchKernelEx(&config, SampleKernel<true>, params), "Sample");
-}
-
-// As many blocks for a row as let all rows run at once; 16 is what sm_90 allows beyond the
-// portable 8.
-int64_t BlocksOfRow(int64_t rows, int64_t chunks, const DeviceTraits& traits) {
-  if (traits.major < 9) return 1;
-  const int64_t blocks_max = traits.major == 9 ? kTeamMax : 8;
-  int64_t blocks = 2;
-  while (blocks < blocks_max && blocks * 2 * rows <= traits.sm_count) blocks *= 2;
-  while (blocks > 1 && blocks > chunks) blocks /= 2;
-  return blocks;
+  for (int64_t blocks = traits.major == 9 ? kTeamMax : 8; blocks > 2; blocks /= 2) {
+    if (blocks * rows > traits.sm_count || blocks > all) continue;
+    const Division division(all, blocks, traits);
+    LACUNA_ASSIGN_OR_RETURN(const int64_t clusters, ClustersAtOnce(blocks, division.shared_bytes));
+    if (clusters >= rows) return division;
+  }
+  return Division(all, all > 1 ? 2 : 1, traits);
 }
 
 }  // namespace
@@ -553,12 +108,7 @@ Status Sample(const SampleArgs& args, const DeviceTraits& traits, const Workspac
   if (workspace.bytes < SampleWorkspaceBytes(rows, vocab)) {
     return InternalError("Sample: the workspace is too small");
   }
-  const int64_t all = CeilDiv(vocab, kChunk);
-  const int64_t blocks = BlocksOfRow(rows, all, traits);
-  const int64_t chunks = CeilDiv(all, blocks);
-  const int64_t rest = traits.shared_bytes_max - SharedPlan::Of(chunks, 0).bytes - 128;
-  const int64_t resident = std::clamp<int64_t>(rest / (kChunk * 4 + 8), 0, chunks);
-  const auto shared_bytes = static_cast<int>(SharedPlan::Of(chunks, resident).bytes);
+  LACUNA_ASSIGN_OR_RETURN(const Division division, Divide(rows, vocab, traits));
   const auto* logits = args.logits.as<float>();
   const SampleParams params{.logits = logits,
                             .rows = args.rows,
@@ -570,18 +120,19 @@ Status Sample(const SampleArgs& args, const DeviceTraits& traits, const Workspac
                             .logits_stride = args.logits.stride(0),
                             .changed_stride = RoundUp(vocab, kChunk),
                             .vocab = static_cast<int>(vocab),
-                            .chunks = static_cast<int>(chunks),
-                            .resident_chunks = static_cast<int>(resident),
+                            .chunks = static_cast<int>(division.chunks),
+                            .resident_chunks = static_cast<int>(division.resident_chunks),
                             .aligned = reinterpret_cast<uintptr_t>(logits) % 16 == 0 &&
                                        (rows == 1 || args.logits.stride(0) % 4 == 0)};
-  const auto rows_u = static_cast<unsigned>(rows);
   if (traits.major >= 9) {
-    return LaunchCluster(params, static_cast<unsigned>(blocks), rows_u, shared_bytes, stream);
+    const ClusterLaunch launch(division.blocks, rows, division.shared_bytes, stream);
+    return CudaStatus(cudaLaunchKernelEx(&launch.config, SampleKernel<true>, params), "Sample");
   }
-  LACUNA_CUDA_RETURN_IF_ERROR(cudaFuncSetAttribute(
-      SampleKernel<false>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
-  return Launch(SampleKernel<false>, dim3(1, rows_u), dim3(kSampleThreads),
-                static_cast<size_t>(shared_bytes), stream, params);
+  LACUNA_CUDA_RETURN_IF_ERROR(cudaFuncSetAttribute(SampleKernel<false>,
+                                                   cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                   static_cast<int>(division.shared_bytes)));
+  return Launch(SampleKernel<false>, dim3(1, static_cast<unsigned>(rows)), dim3(kSampleThreads),
+                static_cast<size_t>(division.shared_bytes), stream, params);
 }
 
 }  // namespace lacuna::kernels::cuda

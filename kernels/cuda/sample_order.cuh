@@ -51,98 +51,6 @@ struct LaneChunk final {
   __device__ static int Token(int i) { return i / 4 * 128 + LaneIndex() * 4 + i % 4; }
 };
 
-// This block's part of a row. What lies behind the row's end is -inf.
-struct RowPart final {
-  const float* row;  // [vocab] in memory
-  float* resident;   // [resident_chunks][kChunk] in shared memory: the first ones
-  float* greatest;   // [chunks]
-  float* sum;        // [chunks] of e^((value - greatest of the chunk) / temperature)
-  uint64_t* mass;    // [chunks] in units: of what is kept, as far as it is known
-  int first;         // the first chunk's place in the row
-  int chunks;
-  int resident_chunks;
-  int vocab;
-  bool aligned;  // `row` to 16 bytes
-
-  __device__ int FirstToken(int chunk) const { return (first + chunk) * kChunk; }
-  __device__ bool IsWhole(int chunk) const {
-    return aligned && FirstToken(chunk) + kChunk <= vocab;
-  }
-  __device__ float* Resident(int chunk) const { return resident + chunk * kChunk; }
-  __device__ float Value(int chunk, int token) const {
-    if (chunk < resident_chunks) return Resident(chunk)[token];
-    const int at = FirstToken(chunk) + token;
-    return at < vocab ? row[at] : -INFINITY;
-  }
-  __device__ void LoadMemory(int chunk, LaneChunk& to) const {
-    const float* const from = row + FirstToken(chunk);
-    if (IsWhole(chunk)) {
-#pragma unroll
-      for (int i = 0; i < kLaneValues; i += 4) {
-        const float4 four = *reinterpret_cast<const float4*>(from + LaneChunk::Token(i));
-        to.values[i] = four.x;
-        to.values[i + 1] = four.y;
-        to.values[i + 2] = four.z;
-        to.values[i + 3] = four.w;
-      }
-      return;
-    }
-    const int count = vocab - FirstToken(chunk);
-#pragma unroll
-    for (int i = 0; i < kLaneValues; ++i) {
-      to.values[i] = LaneChunk::Token(i) < count ? from[LaneChunk::Token(i)] : -INFINITY;
-    }
-  }
-  __device__ void Load(int chunk, LaneChunk& to) const {
-    if (chunk >= resident_chunks) return LoadMemory(chunk, to);
-#pragma unroll
-    for (int i = 0; i < kLaneValues; i += 4) {
-      const float4 four = *reinterpret_cast<const float4*>(Resident(chunk) + LaneChunk::Token(i));
-      to.values[i] = four.x;
-      to.values[i + 1] = four.y;
-      to.values[i + 2] = four.z;
-      to.values[i + 3] = four.w;
-    }
-  }
-  __device__ static void Store(const LaneChunk& from, float* chunk) {
-#pragma unroll
-    for (int i = 0; i < kLaneValues; i += 4) {
-      *reinterpret_cast<float4*>(chunk + LaneChunk::Token(i)) = {
-          from.values[i], from.values[i + 1], from.values[i + 2], from.values[i + 3]};
-    }
-  }
-
-  // Calls f(chunk) for this warp's chunks, from the last one to the first.
-  template <typename F>
-  __device__ void ForEachChunk(const F& f) const {
-    for (int chunk = chunks - 1 - WarpIndex(); chunk >= 0; chunk -= kSampleWarps) f(chunk);
-  }
-  // Calls f(chunk, values) for those of this warp's chunks whose greatest value wanted() takes.
-  // Chunks that are not in shared memory come first, each fetched while the one before is at work.
-  template <typename Wanted, typename F>
-  __device__ void Visit(const Wanted& wanted, const F& f) const {
-    const auto skip = [&](int chunk) {
-      while (chunk >= 0 && !wanted(greatest[chunk])) chunk -= kSampleWarps;
-      return chunk;
-    };
-    LaneChunk next;
-    bool ahead = false;
-    for (int chunk = skip(chunks - 1 - WarpIndex()); chunk >= 0;) {
-      LaneChunk now;
-      if (ahead) {
-        now = next;
-      } else {
-        Load(chunk, now);
-      }
-      const int after = skip(chunk - kSampleWarps);
-      ahead = after >= resident_chunks;
-      if (ahead) LoadMemory(after, next);
-      f(chunk, now);
-      chunk = after;
-    }
-  }
-};
-
 // Which tokens take part in a selection, and on what scale.
 struct Domain final {
   float origin;           // the greatest value
@@ -155,6 +63,111 @@ struct Domain final {
   }
   __device__ uint64_t Key(float value, float scaled, int token) const {
     return KeyOf(raw ? value : scaled, token);
+  }
+};
+
+// This block's part of a row. What lies behind the row's end is -inf. ..._at: places in shared
+// memory.
+struct RowPart final {
+  const float* row;  // [vocab] in memory
+  int resident_at;   // f32 [resident_chunks][kChunk]: the first ones
+  int greatest_at;   // f32 [chunks]
+  int sum_at;        // f32 [chunks] of e^((value - greatest of the chunk) / temperature)
+  int mass_at;       // u64 [chunks] in units: of what is kept, as far as it is known
+  int first;         // the first chunk's place in the row
+  int chunks;
+  int resident_chunks;
+  int vocab;
+  bool aligned;  // `row` to 16 bytes
+
+  __device__ float* Greatest() const { return At<float>(greatest_at); }
+  __device__ float* Sum() const { return At<float>(sum_at); }
+  __device__ uint64_t* Mass() const { return At<uint64_t>(mass_at); }
+  __device__ float* Resident(int chunk) const { return At<float>(resident_at) + chunk * kChunk; }
+
+  __device__ int FirstToken(int chunk) const { return (first + chunk) * kChunk; }
+  __device__ bool IsWhole(int chunk) const {
+    return aligned && FirstToken(chunk) + kChunk <= vocab;
+  }
+  __device__ float Value(int chunk, int token) const {
+    if (chunk < resident_chunks) return Resident(chunk)[token];
+    const int at = FirstToken(chunk) + token;
+    return at < vocab ? row[at] : -INFINITY;
+  }
+  // `from`: a whole chunk.
+  __device__ static void LoadWhole(const float* from, LaneChunk& to) {
+#pragma unroll
+    for (int i = 0; i < kLaneValues; i += 4) {
+      const float4 four = *reinterpret_cast<const float4*>(from + LaneChunk::Token(i));
+      to.values[i] = four.x;
+      to.values[i + 1] = four.y;
+      to.values[i + 2] = four.z;
+      to.values[i + 3] = four.w;
+    }
+  }
+  __device__ void LoadMemory(int chunk, LaneChunk& to) const {
+    const float* const from = row + FirstToken(chunk);
+    if (IsWhole(chunk)) return LoadWhole(from, to);
+    const int count = vocab - FirstToken(chunk);
+#pragma unroll
+    for (int i = 0; i < kLaneValues; ++i) {
+      to.values[i] = LaneChunk::Token(i) < count ? from[LaneChunk::Token(i)] : -INFINITY;
+    }
+  }
+  __device__ void Load(int chunk, LaneChunk& to) const {
+    if (chunk < resident_chunks) return LoadWhole(Resident(chunk), to);
+    LoadMemory(chunk, to);
+  }
+  __device__ static void Store(const LaneChunk& from, float* chunk) {
+#pragma unroll
+    for (int i = 0; i < kLaneValues; i += 4) {
+      *reinterpret_cast<float4*>(chunk + LaneChunk::Token(i)) = {
+          from.values[i], from.values[i + 1], from.values[i + 2], from.values[i + 3]};
+    }
+  }
+  // Four values at a time, the i-th being the chunk's tokens from LaneChunk::Token(4 i) on.
+  __device__ float4 LoadFour(int chunk, int token) const {
+    if (chunk < resident_chunks) return *reinterpret_cast<const float4*>(Resident(chunk) + token);
+    return {Value(chunk, token), Value(chunk, token + 1), Value(chunk, token + 2),
+            Value(chunk, token + 3)};
+  }
+
+  // Calls f(chunk) for this warp's chunks, from the last one to the first.
+  template <typename F>
+  __device__ void ForEachChunk(const F& f) const {
+    for (int chunk = chunks - 1 - WarpIndex(); chunk >= 0; chunk -= kSampleWarps) f(chunk);
+  }
+  // Calls f(chunk, values) for those of this warp's chunks that have a value in the domain. Chunks
+  // that are not in shared memory come first, each fetched while the one before is at work.
+  template <typename F>
+  __device__ void Visit(const Domain& domain, const F& f) const {
+    const auto skip = [&](int chunk) {
+      while (chunk >= 0 && !(domain.Scaled(Greatest()[chunk]) >= domain.floor)) {
+        chunk -= kSampleWarps;
+      }
+      return chunk;
+    };
+    LaneChunk next;
+    bool ahead = false;
+    for (int chunk = skip(chunks - 1 - WarpIndex()); chunk >= 0;) {
+      LaneChunk now;
+      if (ahead) {
+        now = next;
+      } else {
+        Load(chunk, now);
+      }
+      const int after = skip(chunk - kSampleWarps);
+      ahead = after >= resident_chunks && IsWhole(after);
+      if (ahead) LoadWhole(row + FirstToken(after), next);
+      f(chunk, now);
+      chunk = after;
+    }
+  }
+
+ private:
+  template <typename T>
+  __device__ static T* At(int place) {
+    return reinterpret_cast<T*>(SharedMemory() + place);
   }
 };
 

@@ -15,13 +15,14 @@ namespace lacuna::kernels::cuda {
 
 constexpr int kBins = kSampleThreads;
 constexpr int kListMax = 256;
-constexpr int kTotalBits = 30;  // of all mass, in a coarse histogram
+constexpr int kTotalBits = 30;  // of all mass, in a histogram of scaled values
 
 struct Candidate final {
   uint64_t key;
   uint64_t mass;
 };
 
+// At the start of shared memory.
 struct SelectScratch final {
   TeamScratch team;
   Candidate list[kListMax];  // the team's
@@ -38,11 +39,14 @@ struct SelectScratch final {
   uint32_t through;  // and with the picked ones
   uint32_t sums[kSampleWarps];
   uint32_t count[kBins];     // this block's histogram; masses in two halves
-  uint32_t mass_low[kBins];  // a coarse histogram: what the blocks send to the bins' owner
+  uint32_t mass_low[kBins];  // of scaled values: what the blocks send to the bins' owner
   uint32_t mass_high[kBins];
   uint32_t team_count[kBins];  // the team's
   uint64_t team_mass[kBins];
 };
+__device__ inline SelectScratch& SharedSelect() {
+  return *reinterpret_cast<SelectScratch*>(SharedMemory());
+}
 
 // Scaled values to bins: those of the likeliest token to bin 0, behind the last all others.
 class Bins final {
@@ -56,12 +60,12 @@ class Bins final {
   __device__ uint32_t Of(float scaled) const {
     return __float_as_uint(fminf(fmaf(scaled, -per_nat_, kBase), kBase + kBins - 1)) - kBaseBits;
   }
-  // No value at or above this, resp. below it, is in a bin after, resp. before the `bin`.
-  __device__ float Floor(uint32_t bin) const {
-    return -(static_cast<float>(bin) + 1.0f) / per_nat_;
-  }
-  __device__ float Ceiling(uint32_t bin) const {
-    return (1.0f - static_cast<float>(bin)) / per_nat_;
+  // The least value of the bins up to this one, which is not the last; by whole warps.
+  __device__ float Least(uint32_t bin) const {
+    const float about = (static_cast<float>(bin) + 0.5f) / -per_nat_;
+    const float value = FromAscending(Ascending(about) + static_cast<uint32_t>(LaneIndex()) - 16u);
+    const uint32_t inside = __ballot_sync(~0u, Of(value) <= bin);
+    return __shfl_sync(~0u, value, __ffs(static_cast<int>(inside)) - 1);
   }
 
  private:
@@ -70,244 +74,283 @@ class Bins final {
   float per_nat_;
 };
 
-struct BinRange final {
-  Bins bins;
-  uint32_t low;
-  uint32_t high;
-  // Negative: before the range; 0: in it.
-  __device__ int Side(const Domain& /*domain*/, float /*value*/, float scaled,
-                      int /*token*/) const {
-    const uint32_t bin = bins.Of(scaled);
-    return bin < low ? -1 : bin <= high ? 0 : 1;
-  }
+// Tokens that lie together in the order: those from `least` on, scaled, which are below `above`
+// (not less than `least`) and have a key in [low, high].
+struct Range final {
+  float above;
+  float least;
+  uint64_t low = 0;
+  uint64_t high = kLastKey;
 };
-struct KeyRange final {
-  uint64_t low;
-  uint64_t high;
-  __device__ int Side(const Domain& domain, float value, float scaled, int token) const {
-    const uint64_t key = domain.Key(value, scaled, token);
-    return key < low ? -1 : key <= high ? 0 : 1;
-  }
+
+// What a selection looks for.
+struct Goal final {
+  uint32_t rank = 0;    // the so-manieth token; 0: by mass
+  uint64_t wanted = 0;  // the first token with which this mass is reached
+  uint64_t total = 0;   // of the domain
 };
 
 template <bool kCluster>
 class Selector final {
  public:
-  __device__ Selector(const Team<kCluster>& team, SelectScratch& scratch, const RowPart& part,
-                      Exchange<kCluster>& exchange, const Domain& domain)
-      : team_(team), s_(scratch), part_(part), exchange_(exchange), domain_(domain) {}
+  __device__ Selector(const Team<kCluster>& team, const RowPart& part, Exchange<kCluster>& exchange,
+                      const Domain& domain)
+      : team_(team), part_(part), exchange_(exchange), domain_(domain) {}
 
-  // The key of the last token kept: the `rank`-th. kLastKey when the domain has fewer.
-  __device__ uint64_t SelectRank(uint32_t rank) {
-    rank_ = rank;
-    BoundRank();
+  // The key of the last token that is kept; kLastKey when the domain has fewer than `rank`. Those
+  // before the list are known to be kept.
+  __device__ __attribute__((noinline)) uint64_t Select(const Goal& goal) {
+    goal_ = goal;
+    BoundDomain();
     const Bins bins(domain_.floor);
-    BuildBins(bins, [](float /*scaled*/) { return 1u; });
-    if (domain_count_ <= kListMax) {
-      Collect(BinRange{bins, 0, kBins - 1});
-      return RankList();
+    BuildBins(bins, goal_.rank > 0 ? 0.0f : Shift());
+    Range range{INFINITY, domain_.floor};
+    bool few = domain_count_ <= kListMax;
+    if (!few) few = goal_.rank > 0 ? PickRankBins(bins, range) : PickMassBins(bins, range);
+    while (!few || !Collect(range)) {
+      Narrow(range);
+      few = true;
     }
-    const uint32_t count = s_.team_count[threadIdx.x];
-    PickRank(count);
-    const uint32_t bin = s_.low;
-    if (bin == kBins) {
-      Collect(BinRange{bins, kBins, kBins});
-      return kLastKey;
-    }
-    before_count_ = s_.before;
-    if (s_.through - s_.before > kListMax) return Narrow(bins, bin, bin);
-    Collect(BinRange{bins, bin, bin});
     return RankList();
   }
 
-  // The first token, in order, with which at least `wanted` of the domain's `total` is reached;
-  // masses in units.
-  __device__ uint64_t SelectMass(uint64_t wanted, uint64_t total) {
-    rank_ = 0;
-    wanted_ = wanted;
-    const float mass = static_cast<float>(total) / kMassUnits;
-    // The tokens below this have together less than what is left out.
-    const float spare = static_cast<float>(total - wanted) / kMassUnits;
-    const float floor = logf(spare / static_cast<float>(part_.vocab)) - 0.01f;
-    domain_.floor = fmaxf(domain_.floor, fminf(floor, 0.0f));
-    const Bins bins(domain_.floor);
-    const float shift = static_cast<float>(kTotalBits) - log2f(mass);
-    BuildBins(bins, [shift](float scaled) {
-      return static_cast<uint32_t>(Exp2(fmaf(scaled, kLog2E, shift)));
-    });
-    if (domain_count_ <= kListMax) {
-      Collect(BinRange{bins, 0, kBins - 1});
-      return RankList();
-    }
-    PickMass(static_cast<int>(static_cast<double>(wanted) / static_cast<double>(total) *
-                              (1 << kTotalBits)));
-    const uint32_t first = s_.low;
-    const uint32_t last = s_.high;
-    const float least = fmaxf(Exp2(fmaf(bins.Floor(last), kLog2E, shift)), 1.0f);
-    const bool few = static_cast<float>(s_.through - s_.before) < least * kListMax;
-    if (!few || !Collect(BinRange{bins, first, last})) return Narrow(bins, first, last);
-    return RankList();
-  }
-
-  // Kept masses alone: all of the domain is kept.
-  __device__ void KeepAll() { Collect(BinRange{Bins(domain_.floor), kBins, kBins}); }
+  // All of the domain is kept.
+  __device__ void KeepAll() { Collect({domain_.floor, domain_.floor}); }
 
   // Whether the whole domain is listed; then among the listed tokens up to `last`:
   __device__ bool ListIsAll() const { return static_cast<uint32_t>(list_count_) == domain_count_; }
   __device__ uint64_t ListMass(uint64_t last) {
+    const Candidate* const list = SharedSelect().list;
     const int i = static_cast<int>(threadIdx.x);
-    const uint64_t mine = i < list_count_ && s_.list[i].key <= last ? s_.list[i].mass : 0;
-    const uint64_t sum = BlockSum(s_.team, WarpSum(mine));
+    const uint64_t mine = i < list_count_ && list[i].key <= last ? list[i].mass : 0;
+    const uint64_t sum = BlockSum(WarpSum(mine));
     __syncthreads();
     return sum;
   }
-  __device__ uint64_t SelectListMass(uint64_t wanted) {
-    rank_ = 0;
-    wanted_ = wanted;
+  __device__ uint64_t SelectListed(uint64_t wanted) {
+    goal_ = {0, wanted, 0};
     return RankList();
   }
 
   // Calls f(candidate, tokens before it) for each listed token, by one thread.
   template <typename F>
   __device__ void ForEachListed(const F& f) {
-    Compare([&](int i, uint32_t tokens, uint64_t /*mass*/) { f(s_.list[i], tokens); });
+    Compare([&](int i, uint32_t tokens, uint64_t /*mass*/) { f(SharedSelect().list[i], tokens); });
   }
   // The tokens up to `last` to the list.
-  __device__ void ListUpTo(uint64_t last) { Collect(KeyRange{0, last}); }
+  __device__ void ListUpTo(uint64_t last) {
+    Collect({INFINITY, ScaledOf(last), 0, last});
+    before_count_ = 0;
+  }
 
   __device__ const Share& above() const { return above_; }  // kept for sure, not listed
   __device__ int list_count() const { return list_count_; }
-  __device__ uint32_t domain_count() const { return domain_count_; }
   __device__ float floor() const { return domain_.floor; }
 
  private:
-  // Raises the floor to below the rank-th of the chunks' greatest values.
-  __device__ void BoundRank() {
+  // Raises the domain's floor as far as can be told before it is looked at.
+  __device__ void BoundDomain() {
+    if (goal_.rank == 0) {
+      // The tokens below this have together less than what is left out.
+      const float spare = static_cast<float>(goal_.total - goal_.wanted) / kMassUnits;
+      const float floor = logf(spare / static_cast<float>(part_.vocab)) - 0.01f;
+      domain_.floor = fmaxf(domain_.floor, fminf(floor, 0.0f));
+      return;
+    }
+    // Not above the rank-th of the chunks' greatest values.
+    SelectScratch& s = SharedSelect();
     const Bins bins(kLowest);
     ClearCounts();
     const int all = (part_.vocab + kChunk - 1) / kChunk;
     const int share = (all + team_.size - 1) / team_.size;
     for (int chunk = static_cast<int>(threadIdx.x); chunk < all; chunk += kSampleThreads) {
-      const float greatest = *team_.Remote(&part_.greatest[chunk % share], chunk / share);
+      const float greatest = *team_.Remote(&part_.Greatest()[chunk % share], chunk / share);
       const uint32_t bin = bins.Of(domain_.Scaled(greatest));
-      if (greatest > -INFINITY && bin < kBins - 1) atomicAdd(&s_.count[bin], 1u);
+      if (greatest > -INFINITY && bin < kBins - 1) atomicAdd(&s.count[bin], 1u);
     }
     __syncthreads();
-    PickRank(s_.count[threadIdx.x]);
-    if (s_.low < kBins) domain_.floor = fmaxf(domain_.floor, bins.Floor(s_.low));
+    PickRank(s.count[threadIdx.x], goal_.rank);
+    if (s.low < kBins) domain_.floor = fmaxf(domain_.floor, bins.Least(s.low));
     __syncthreads();
+  }
+  // Masses times 2^this are units of 2^-kTotalBits of all.
+  __device__ float Shift() const {
+    return static_cast<float>(kTotalBits) - log2f(static_cast<float>(goal_.total) / kMassUnits);
+  }
+  // The scaled value of the token with this key.
+  __device__ float ScaledOf(uint64_t key) const {
+    return domain_.raw ? domain_.Scaled(ValueOf(key)) : ValueOf(key);
   }
 
   __device__ void ClearCounts() {
-    s_.count[threadIdx.x] = 0;
+    SelectScratch& s = SharedSelect();
+    s.count[threadIdx.x] = 0;
     if (threadIdx.x == 0) {
-      s_.total = 0;
-      s_.low = kBins;
-      s_.high = kBins;
+      s.total = 0;
+      s.low = kBins;
+      s.high = kBins;
     }
     __syncthreads();
   }
   // The sum over this thread's and the lower bins; a barrier has to follow before the next one.
   __device__ uint32_t BlockPrefix(uint32_t value) {
+    uint32_t(&sums)[kSampleWarps] = SharedSelect().sums;
     const uint32_t prefix = WarpPrefix(value);
-    if (LaneIndex() == 31) s_.sums[WarpIndex()] = prefix;
+    if (LaneIndex() == 31) sums[WarpIndex()] = prefix;
     __syncthreads();
-    const uint32_t warps = WarpPrefix(LaneIndex() < kSampleWarps ? s_.sums[LaneIndex()] : 0u);
-    const uint32_t before = __shfl_sync(~0u, warps, max(WarpIndex() - 1, 0));
-    return prefix + (WarpIndex() > 0 ? before : 0);
+    return prefix + __reduce_add_sync(~0u, LaneIndex() < WarpIndex() ? sums[LaneIndex()] : 0u);
   }
-  // The bin, each thread with the count of its own, in which rank_ is reached; kBins: none.
-  __device__ void PickRank(uint32_t count) {
+  // The bin, each thread with the count of its own, in which `rank` is reached; kBins: none.
+  __device__ void PickRank(uint32_t count, uint32_t rank) {
+    SelectScratch& s = SharedSelect();
     const uint32_t before = BlockPrefix(count) - count;
-    if (before < rank_ && rank_ <= before + count) {
-      s_.low = threadIdx.x;
-      s_.before = before;
-      s_.through = before + count;
+    if (before < rank && rank <= before + count) {
+      s.low = threadIdx.x;
+      s.before = before;
+      s.through = before + count;
     }
     __syncthreads();
   }
-  // The bins in which the mass `wanted` may be reached. The masses of the bins are too small: by
-  // less than one for each token, and by what exponentials and the total are rounded to.
-  __device__ void PickMass(int wanted) {
+  // The range of the tokens that the list has to hold; false when they are too many for it.
+  __device__ bool PickRankBins(const Bins& bins, Range& range) {
+    const SelectScratch& s = SharedSelect();
+    PickRank(s.team_count[threadIdx.x], goal_.rank);
+    if (s.low == kBins) {
+      range.above = domain_.floor;  // none: all are kept
+      return true;
+    }
+    before_count_ = s.before;
+    SetRange(bins, s.low, s.low, range);
+    return s.through - s.before <= kListMax;
+  }
+  // The masses of the bins are too small: by less than one for each token, and by what exponentials
+  // and the total are rounded to.
+  __device__ bool PickMassBins(const Bins& bins, Range& range) {
     constexpr int kSlack = 8192;
+    SelectScratch& s = SharedSelect();
+    const auto wanted = static_cast<int>(static_cast<double>(goal_.wanted) /
+                                         static_cast<double>(goal_.total) * (1 << kTotalBits));
     const int missing = static_cast<int>(domain_count_) + kSlack;
-    const auto mass = static_cast<int>(s_.team_count[threadIdx.x]);
-    const int through = static_cast<int>(BlockPrefix(s_.team_count[threadIdx.x]));
+    const auto mass = static_cast<int>(s.team_count[threadIdx.x]);
+    const int through = static_cast<int>(BlockPrefix(s.team_count[threadIdx.x]));
     const int before = through - mass;
     const auto bin = threadIdx.x;
     if (bin == 0 ? wanted <= through + missing
                  : before + missing < wanted && (wanted <= through + missing || bin == kBins - 1)) {
-      s_.low = bin;
-      s_.before = static_cast<uint32_t>(before);
+      s.low = bin;
+      s.before = static_cast<uint32_t>(before);
     }
     if (bin == kBins - 1 ? before - kSlack < wanted
                          : before - kSlack < wanted && wanted <= through - kSlack) {
-      s_.high = bin;
-      s_.through = static_cast<uint32_t>(through);
+      s.high = bin;
+      s.through = static_cast<uint32_t>(through);
     }
     __syncthreads();
+    SetRange(bins, s.low, s.high, range);
+    const float least = fmaxf(Exp2(fmaf(range.least, kLog2E, Shift())), 1.0f);
+    return static_cast<float>(s.through - s.before) < least * kListMax;
+  }
+  __device__ void SetRange(const Bins& bins, uint32_t first, uint32_t last, Range& range) {
+    if (first > 0) range.above = bins.Least(first - 1);
+    if (last < kBins - 1) range.least = fmaxf(range.least, bins.Least(last));
   }
 
-  // The team's histogram; f(scaled) is what a token adds to its bin.
-  template <typename F>
-  __device__ void BuildBins(const Bins& bins, const F& f) {
+  // The team's histogram of scaled values: of counts, or of masses times 2^shift (not 0).
+  __device__ __attribute__((noinline)) void BuildBins(const Bins bins, float shift) {
+    SelectScratch& s = SharedSelect();
+    const RowPart part = part_;
+    const Domain domain = domain_;
     ClearCounts();
     uint32_t tokens = 0;
     uint32_t last = 0;  // many may share the last bin: not one by one
-    part_.Visit([&](float greatest) { return domain_.Scaled(greatest) >= domain_.floor; },
-                [&](int /*chunk*/, const LaneChunk& x) {
+    part.Visit(domain, [&](int /*chunk*/, const LaneChunk& x) {
 #pragma unroll
-                  for (int i = 0; i < kLaneValues; ++i) {
-                    const float scaled = domain_.Scaled(x.values[i]);
-                    const uint32_t bin = bins.Of(scaled);
-                    const bool in = scaled >= domain_.floor;
-                    const uint32_t add = f(scaled);
-                    tokens += in ? 1 : 0;
-                    if (in && bin == kBins - 1) last += add;
-                    if (in && bin != kBins - 1) atomicAdd(&s_.count[bin], add);
-                  }
-                });
+      for (int i = 0; i < kLaneValues; ++i) {
+        const float scaled = domain.Scaled(x.values[i]);
+        const uint32_t bin = bins.Of(scaled);
+        const bool in = scaled >= domain.floor;
+        const auto mass = static_cast<uint32_t>(Exp2(fmaf(scaled, kLog2E, shift)));
+        const uint32_t add = shift != 0.0f ? mass : 1;
+        tokens += in ? 1 : 0;
+        if (in && bin == kBins - 1) last += add;
+        if (in && bin != kBins - 1) atomicAdd(&s.count[bin], add);
+      }
+    });
     tokens = __reduce_add_sync(~0u, tokens);
     last = __reduce_add_sync(~0u, last);
     if (LaneIndex() == 0 && tokens > 0) {
-      atomicAdd(&s_.total, tokens);
-      atomicAdd(&s_.count[kBins - 1], last);
+      atomicAdd(&s.total, tokens);
+      atomicAdd(&s.count[kBins - 1], last);
     }
     __syncthreads();
     MergeBins();
   }
   // Each block adds up its share of the bins, for all.
   __device__ void MergeBins() {
+    SelectScratch& s = SharedSelect();
     const int bin = static_cast<int>(threadIdx.x);
     const int share = kBins / team_.size;
     const int to = bin / share;
-    *team_.Remote(&s_.mass_low[team_.rank * share + bin % share], to) = s_.count[bin];
-    exchange_.Post(s_.total, 0);
+    *team_.Remote(&s.mass_low[team_.rank * share + bin % share], to) = s.count[bin];
+    exchange_.Post(s.total, 0);
     team_.Barrier();
     uint32_t sum = 0;
 #pragma unroll 4
-    for (int r = 0; r < team_.size; ++r) sum += s_.mass_low[r * share + bin % share];
-    *team_.Remote(&s_.team_count[team_.rank * share + bin % share], to) = sum;
+    for (int r = 0; r < team_.size; ++r) sum += s.mass_low[r * share + bin % share];
+    *team_.Remote(&s.team_count[team_.rank * share + bin % share], to) = sum;
     domain_count_ = static_cast<uint32_t>(exchange_.Of(0).total);
     team_.Barrier();
   }
 
+  // Returns the mass of a lane's tokens before the range; f(key, mass) for each in it.
+  template <typename F>
+  __device__ static float Divide(const RowPart& part, const Domain& domain, const Range& range,
+                                 int chunk, const LaneChunk& x, const F& f) {
+    float above = 0.0f;
+    uint32_t near = 0;  // those that only their key can tell
+#pragma unroll
+    for (int i = 0; i < kLaneValues; ++i) {
+      const float scaled = domain.Scaled(x.values[i]);
+      const float mass = MassOf(scaled);
+      above += scaled >= range.above ? mass : 0.0f;
+      near |= scaled >= range.least && !(scaled >= range.above) ? 1u << i : 0u;
+    }
+    for (; near != 0; near &= near - 1) {
+      const int at = LaneChunk::Token(__ffs(static_cast<int>(near)) - 1);
+      const float value = part.Value(chunk, at);
+      const float scaled = domain.Scaled(value);
+      const uint64_t key = domain.Key(value, scaled, part.FirstToken(chunk) + at);
+      if (key < range.low) {
+        above += MassOf(scaled);
+      } else if (key <= range.high) {
+        f(key, MassOf(scaled));
+      }
+    }
+    return above;
+  }
+
   // The tokens of the range to the list of all blocks, and the masses before it to `above`. False,
   // and no list, when they are too many.
-  template <typename Range>
-  __device__ bool Collect(const Range& range) {
-    if (threadIdx.x == 0) s_.cursor = 0;
-    part_.ForEachChunk([&](int chunk) { part_.mass[chunk] = 0; });
+  __device__ __attribute__((noinline)) bool Collect(const Range& wanted) {
+    SelectScratch& s = SharedSelect();
+    const RowPart part = part_;
+    const Domain domain = domain_;
+    const Range range = wanted;
+    if (threadIdx.x == 0) s.cursor = 0;
+    part.ForEachChunk([&](int chunk) { part.Mass()[chunk] = 0; });
     __syncthreads();
     uint64_t above = 0;
-    part_.Visit([&](float greatest) { return domain_.Scaled(greatest) >= domain_.floor; },
-                [&](int chunk, const LaneChunk& x) {
-                  const uint64_t mass = MassUnits(WarpSum(TakeChunk(range, chunk, x)));
-                  if (LaneIndex() == 0) part_.mass[chunk] = mass;
-                  above += mass;
-                });
-    const uint64_t of_block = BlockSum(s_.team, above);
-    exchange_.Post(of_block, static_cast<uint64_t>(s_.cursor));
+    part.Visit(domain, [&](int chunk, const LaneChunk& x) {
+      const float lane = Divide(part, domain, range, chunk, x, [&](uint64_t key, float mass) {
+        const int at = atomicAdd(&s.cursor, 1);
+        if (at < kListMax) s.mine[at] = {key, MassUnits(mass)};
+      });
+      const uint64_t mass = MassUnits(WarpSum(lane));
+      if (LaneIndex() == 0) part.Mass()[chunk] = mass;
+      above += mass;
+    });
+    const uint64_t of_block = BlockSum(above);
+    exchange_.Post(of_block, static_cast<uint64_t>(s.cursor));
     team_.Barrier();
     above_ = exchange_.Of(0);
     const Share tokens = exchange_.Of(1);
@@ -316,45 +359,27 @@ class Selector final {
     const int copies = static_cast<int>(tokens.mine) * team_.size;
     for (int i = static_cast<int>(threadIdx.x); i < copies; i += kSampleThreads) {
       const int at = i / team_.size;
-      *team_.Remote(&s_.list[static_cast<int>(tokens.before) + at], i % team_.size) = s_.mine[at];
+      *team_.Remote(&s.list[static_cast<int>(tokens.before) + at], i % team_.size) = s.mine[at];
     }
     team_.Barrier();
     return true;
-  }
-  // The mass of a lane's tokens before the range; those in it are listed.
-  template <typename Range>
-  __device__ float TakeChunk(const Range& range, int chunk, const LaneChunk& x) {
-    float above = 0.0f;
-#pragma unroll
-    for (int i = 0; i < kLaneValues; ++i) {
-      const float scaled = domain_.Scaled(x.values[i]);
-      const int token = part_.FirstToken(chunk) + LaneChunk::Token(i);
-      const int side = range.Side(domain_, x.values[i], scaled, token);
-      const float mass = MassOf(scaled);
-      const bool in = scaled >= domain_.floor;
-      if (in && side < 0) above += mass;
-      if (in && side == 0) {
-        const int at = atomicAdd(&s_.cursor, 1);
-        if (at < kListMax) {
-          s_.mine[at] = {domain_.Key(x.values[i], scaled, token), MassUnits(mass)};
-        }
-      }
-    }
-    return above;
   }
 
   // Calls f(index in the list, tokens before it in the list, their mass), by one thread each.
   template <typename F>
   __device__ void Compare(const F& f) {
     constexpr int kHelpers = 4;  // threads for one token
+    const Candidate* const list = SharedSelect().list;
+    const int count = list_count_;
     const int helper = static_cast<int>(threadIdx.x) % kHelpers;
-    for (int base = 0; base < list_count_; base += kSampleThreads / kHelpers) {
+    for (int base = 0; base < count; base += kSampleThreads / kHelpers) {
       const int i = base + static_cast<int>(threadIdx.x) / kHelpers;
-      const uint64_t key = i < list_count_ ? s_.list[i].key : 0;
+      const uint64_t key = i < count ? list[i].key : 0;
       uint32_t tokens = 0;
       uint64_t mass = 0;
-      for (int j = helper; j < list_count_; j += kHelpers) {
-        const Candidate other = s_.list[j];
+#pragma unroll 4
+      for (int j = helper; j < count; j += kHelpers) {
+        const Candidate other = list[j];
         tokens += other.key < key ? 1 : 0;
         mass += other.key < key ? other.mass : 0;
       }
@@ -363,36 +388,39 @@ class Selector final {
         tokens += __shfl_xor_sync(~0u, tokens, step);
         mass += __shfl_xor_sync(~0u, mass, step);
       }
-      if (helper == 0 && i < list_count_) f(i, tokens, mass);
+      if (helper == 0 && i < count) f(i, tokens, mass);
     }
   }
-  // The key of the listed token that the selection ends with. The list is known to hold it, so
-  // masses that another rounding puts outside end with its first or last token.
+  // The key of the listed token that the selection ends with. By mass the list is known to hold it,
+  // so masses that another rounding puts outside end with its first or last token.
   __device__ uint64_t RankList() {
-    if (threadIdx.x == 0) s_.found = kLastKey;
+    SelectScratch& s = SharedSelect();
+    if (threadIdx.x == 0) s.found = kLastKey;
     __syncthreads();
     Compare([&](int i, uint32_t tokens, uint64_t mass) {
-      if (rank_ > 0) {
-        if (before_count_ + tokens + 1 == rank_) s_.found = s_.list[i].key;
-        return;
-      }
       mass += above_.total;
-      const bool begins = tokens == 0 || mass < wanted_;
+      const bool begins = tokens == 0 || mass < goal_.wanted;
       const bool ends =
-          static_cast<int>(tokens) + 1 == list_count_ || wanted_ <= mass + s_.list[i].mass;
-      if (begins && ends) s_.found = s_.list[i].key;
+          static_cast<int>(tokens) + 1 == list_count_ || goal_.wanted <= mass + s.list[i].mass;
+      const bool here = goal_.rank > 0 ? before_count_ + tokens + 1 == goal_.rank : begins && ends;
+      if (here) s.found = s.list[i].key;
     });
     __syncthreads();
-    return s_.found;
+    return s.found;
   }
 
   // ---- The list is too short: histograms over keys. ----
 
-  __device__ uint64_t Narrow(const Bins& bins, uint32_t first, uint32_t last) {
-    const float origin = domain_.raw ? domain_.origin : 0.0f;
-    KeyRange range{0, kLastKey};
-    if (first > 0) range.low = KeyOf(origin + bins.Ceiling(first), 0);
-    if (last < kBins - 1) range.high = KeyOf(origin + bins.Floor(last), 0x7fffffff);
+  // Narrows the range to what the list can hold.
+  __device__ __attribute__((noinline)) void Narrow(Range& range) {
+    SelectScratch& s = SharedSelect();
+    if (domain_.raw) {  // keys are not of scaled values
+      range = {INFINITY, domain_.floor};
+    } else {
+      const bool open = range.above > 0.0f;  // from the greatest value on
+      range.low = open ? 0 : KeyOf(range.above, 0x7fffffff) + 1;
+      range.high = KeyOf(range.least, 0x7fffffff);
+    }
     uint32_t count;
     __syncthreads();  // all have read the bins
     do {
@@ -400,36 +428,34 @@ class Selector final {
       const int shift = max(0, bits - kKeyBits);
       BuildKeys(range, shift);
       PickKeys();
-      range.low += static_cast<uint64_t>(s_.low) << shift;
+      range.low += static_cast<uint64_t>(s.low) << shift;
       range.high = min(range.high, range.low + ((uint64_t{1} << shift) - 1));
-      before_count_ += s_.before;
-      count = s_.through - s_.before;
+      before_count_ += s.before;
+      count = s.through - s.before;
       __syncthreads();
     } while (count > kListMax);
-    Collect(range);
-    return RankList();
   }
   // The team's histogram of the keys in `range`, exact, and what lies before it.
-  __device__ void BuildKeys(const KeyRange& range, int shift) {
-    s_.mass_low[threadIdx.x] = 0;
-    s_.mass_high[threadIdx.x] = 0;
+  __device__ void BuildKeys(const Range& range, int shift) {
+    SelectScratch& s = SharedSelect();
+    s.mass_low[threadIdx.x] = 0;
+    s.mass_high[threadIdx.x] = 0;
     ClearCounts();
     uint64_t above = 0;
     uint32_t tokens = 0;
-    part_.Visit([&](float greatest) { return domain_.Scaled(greatest) >= domain_.floor; },
-                [&](int chunk, const LaneChunk& /*values*/) {
-                  above += MassUnits(WarpSum(CountKeys(range, shift, chunk, tokens)));
-                });
+    part_.Visit(domain_, [&](int chunk, const LaneChunk& /*values*/) {
+      above += MassUnits(WarpSum(CountKeys(range, shift, chunk, tokens)));
+    });
     tokens = __reduce_add_sync(~0u, tokens);
-    if (LaneIndex() == 0) atomicAdd(&s_.total, tokens);
-    const uint64_t of_block = BlockSum(s_.team, above);
-    exchange_.Post(of_block, s_.total);
+    if (LaneIndex() == 0) atomicAdd(&s.total, tokens);
+    const uint64_t of_block = BlockSum(above);
+    exchange_.Post(of_block, s.total);
     team_.Barrier();
     above_ = exchange_.Of(0);
     before_count_ = static_cast<uint32_t>(exchange_.Of(1).total);
     MergeKeys();
   }
-  __device__ float CountKeys(const KeyRange& range, int shift, int chunk, uint32_t& tokens) {
+  __device__ float CountKeys(const Range& range, int shift, int chunk, uint32_t& tokens) {
     float above = 0.0f;
 #pragma unroll 1
     for (int i = 0; i < kLaneValues; ++i) {
@@ -448,56 +474,54 @@ class Selector final {
     return above;
   }
   __device__ void AddKey(int bin, uint64_t mass) {
-    atomicAdd(&s_.count[bin], 1u);
+    SelectScratch& s = SharedSelect();
+    atomicAdd(&s.count[bin], 1u);
     const auto low = static_cast<uint32_t>(mass);
-    const uint32_t before = atomicAdd(&s_.mass_low[bin], low);
+    const uint32_t before = atomicAdd(&s.mass_low[bin], low);
     const uint32_t high = static_cast<uint32_t>(mass >> 32) + (before + low < before ? 1 : 0);
-    if (high != 0) atomicAdd(&s_.mass_high[bin], high);
+    if (high != 0) atomicAdd(&s.mass_high[bin], high);
   }
   // Each block adds up its share of the bins, for all.
   __device__ void MergeKeys() {
+    SelectScratch& s = SharedSelect();
     const int share = kBins / team_.size;
     if (static_cast<int>(threadIdx.x) < share) {
       const int bin = team_.rank * share + static_cast<int>(threadIdx.x);
       uint32_t count = 0;
       uint64_t mass = 0;
       for (int r = 0; r < team_.size; ++r) {
-        count += *team_.Remote(&s_.count[bin], r);
-        mass += (static_cast<uint64_t>(*team_.Remote(&s_.mass_high[bin], r)) << 32) +
-                *team_.Remote(&s_.mass_low[bin], r);
+        count += *team_.Remote(&s.count[bin], r);
+        mass += (static_cast<uint64_t>(*team_.Remote(&s.mass_high[bin], r)) << 32) +
+                *team_.Remote(&s.mass_low[bin], r);
       }
       for (int r = 0; r < team_.size; ++r) {
-        *team_.Remote(&s_.team_count[bin], r) = count;
-        *team_.Remote(&s_.team_mass[bin], r) = mass;
+        *team_.Remote(&s.team_count[bin], r) = count;
+        *team_.Remote(&s.team_mass[bin], r) = mass;
       }
     }
     team_.Barrier();
   }
   // The bin with the token looked for; as in RankList there is one, whatever the roundings.
   __device__ void PickKeys() {
-    const uint32_t count = s_.team_count[threadIdx.x];
-    if (rank_ > 0) {
-      rank_ -= before_count_;
-      PickRank(count);
-      rank_ += before_count_;
-      return;
-    }
+    SelectScratch& s = SharedSelect();
+    const uint32_t count = s.team_count[threadIdx.x];
+    if (goal_.rank > 0) return PickRank(count, goal_.rank - before_count_);
     const uint32_t through = BlockPrefix(count);
     const uint32_t all =
-        __reduce_add_sync(~0u, LaneIndex() < kSampleWarps ? s_.sums[LaneIndex()] : 0u);
-    const uint64_t mass = s_.team_mass[threadIdx.x];
+        __reduce_add_sync(~0u, LaneIndex() < kSampleWarps ? s.sums[LaneIndex()] : 0u);
+    const uint64_t mass = s.team_mass[threadIdx.x];
     const uint64_t prefix = WarpPrefix(mass);
-    if (LaneIndex() == 31) s_.team.warps[WarpIndex()] = prefix;
+    if (LaneIndex() == 31) s.team.warps[WarpIndex()] = prefix;
     __syncthreads();
-    const uint64_t before =
-        above_.total + prefix - mass +
-        WarpSum(LaneIndex() < WarpIndex() ? s_.team.warps[LaneIndex()] : uint64_t{0});
-    const bool begins = through == count || before < wanted_;
-    const bool ends = through == all || wanted_ <= before + mass;
+    const uint64_t warps =
+        WarpSum(LaneIndex() < WarpIndex() ? s.team.warps[LaneIndex()] : uint64_t{0});
+    const uint64_t before = above_.total + warps + prefix - mass;
+    const bool begins = through == count || before < goal_.wanted;
+    const bool ends = through == all || goal_.wanted <= before + mass;
     if (count > 0 && begins && ends) {
-      s_.low = threadIdx.x;
-      s_.before = through - count;
-      s_.through = through;
+      s.low = threadIdx.x;
+      s.before = through - count;
+      s.through = through;
     }
     __syncthreads();
   }
@@ -505,13 +529,11 @@ class Selector final {
   static constexpr int kKeyBits = 9;
   static_assert(1 << kKeyBits == kBins);
 
-  const Team<kCluster>& team_;
-  SelectScratch& s_;
+  const Team<kCluster> team_;
   const RowPart& part_;
   Exchange<kCluster>& exchange_;
   Domain domain_;
-  uint32_t rank_ = 0;  // of the token looked for, from 1 on; 0: by mass
-  uint64_t wanted_ = 0;
+  Goal goal_;
   Share above_ = {};
   uint32_t before_count_ = 0;  // tokens before the list
   uint32_t domain_count_ = 0;

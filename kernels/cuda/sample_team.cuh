@@ -7,8 +7,10 @@
 
 #include <cuda_runtime.h>
 
+#include <cstddef>
 #include <cstdint>
 
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ptx.cuh"
 
 namespace lacuna::kernels::cuda {
@@ -17,6 +19,11 @@ constexpr int kSampleThreads = 512;
 constexpr int kSampleWarps = kSampleThreads / 32;
 constexpr int kTeamMax = 16;
 
+// The block's shared memory, by a name, so that the compiler knows it for what it is everywhere.
+__device__ inline std::byte* SharedMemory() {
+  LACUNA_DYNAMIC_SHARED(128, std::byte, shared);
+  return shared;
+}
 __device__ inline int LaneIndex() { return static_cast<int>(threadIdx.x) % 32; }
 __device__ inline int WarpIndex() { return static_cast<int>(threadIdx.x) / 32; }
 
@@ -91,25 +98,31 @@ __device__ T WarpPrefix(T value) {
   return value;
 }
 
-// Room for sums over a block and a team. `blocks` is used in turn, so that one barrier for each
-// exchange is enough; `warps` is read before the next barrier of the team.
+// Room for sums over a block and a team, at the start of shared memory. `blocks` is used in turn,
+// so that one barrier for each exchange is enough; `warps` is read before the next barrier of the
+// team.
 struct TeamScratch final {
   uint64_t warps[kSampleWarps];
   uint64_t blocks[2][kTeamMax][2];
 };
+__device__ inline TeamScratch& SharedTeam() {
+  return *reinterpret_cast<TeamScratch*>(SharedMemory());
+}
 
 // The sum of what the lanes 0 give, for all threads of the block; a barrier of the team has to
 // follow before the next one.
-__device__ inline uint64_t BlockSum(TeamScratch& scratch, uint64_t of_warp) {
-  if (LaneIndex() == 0) scratch.warps[WarpIndex()] = of_warp;
+__device__ inline uint64_t BlockSum(uint64_t of_warp) {
+  uint64_t(&warps)[kSampleWarps] = SharedTeam().warps;
+  if (LaneIndex() == 0) warps[WarpIndex()] = of_warp;
   __syncthreads();
-  return WarpSum(LaneIndex() < kSampleWarps ? scratch.warps[LaneIndex()] : uint64_t{0});
+  return WarpSum(LaneIndex() < kSampleWarps ? warps[LaneIndex()] : uint64_t{0});
 }
-__device__ inline uint32_t BlockMax(TeamScratch& scratch, uint32_t of_warp) {
-  if (LaneIndex() == 0) scratch.warps[WarpIndex()] = of_warp;
+__device__ inline uint32_t BlockMax(uint32_t of_warp) {
+  uint64_t(&warps)[kSampleWarps] = SharedTeam().warps;
+  if (LaneIndex() == 0) warps[WarpIndex()] = of_warp;
   __syncthreads();
   return __reduce_max_sync(
-      ~0u, LaneIndex() < kSampleWarps ? static_cast<uint32_t>(scratch.warps[LaneIndex()]) : 0u);
+      ~0u, LaneIndex() < kSampleWarps ? static_cast<uint32_t>(warps[LaneIndex()]) : 0u);
 }
 
 // This block's value among those of the team.
@@ -123,8 +136,7 @@ struct Share final {
 template <bool kCluster>
 class Exchange final {
  public:
-  __device__ Exchange(const Team<kCluster>& team, TeamScratch& scratch)
-      : team_(team), scratch_(scratch) {}
+  __device__ explicit Exchange(const Team<kCluster>& team) : team_(team) {}
 
   __device__ void Post(uint64_t a, uint64_t b) {
     turn_ ^= 1;
@@ -132,13 +144,13 @@ class Exchange final {
     mine_[1] = b;
     const int to = static_cast<int>(threadIdx.x);
     if (to >= team_.size) return;
-    uint64_t* slot = team_.Remote(&scratch_.blocks[turn_][team_.rank][0], to);
+    uint64_t* slot = team_.Remote(&SharedTeam().blocks[turn_][team_.rank][0], to);
     slot[0] = a;
     slot[1] = b;
   }
   // The value of block `lane`; 0 where there is none.
   __device__ uint64_t Value(int which) const {
-    return LaneIndex() < team_.size ? scratch_.blocks[turn_][LaneIndex()][which] : 0;
+    return LaneIndex() < team_.size ? SharedTeam().blocks[turn_][LaneIndex()][which] : 0;
   }
   __device__ Share Of(int which) const {
     const uint64_t prefix = WarpPrefix(Value(which));
@@ -147,8 +159,7 @@ class Exchange final {
   }
 
  private:
-  const Team<kCluster>& team_;
-  TeamScratch& scratch_;
+  const Team<kCluster> team_;
   int turn_ = 0;
   uint64_t mine_[2] = {};
 };
