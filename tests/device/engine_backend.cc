@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "kernels/make_backend.h"
+#include "tests/cuda_emulator/emulated_backend.h"
 #include "tests/device/split_backend.h"
 
 namespace lacuna::kernels {
@@ -13,6 +14,7 @@ namespace lacuna::kernels {
 Result<std::unique_ptr<Backend>> MakeEngineBackend(const std::string& name,
                                                    const BackendOptions& options) {
   if (name == "split") return std::unique_ptr<Backend>(MakeSplitBackend(options));
+  if (name == "emulated") return MakeEmulatedBackend(options);
   return MakeBackend(name == "cuda" ? DeviceKind::kCuda : DeviceKind::kCpu, options);
 }
 

@@ -1,5 +1,6 @@
 // The backends that tests of models and of the engine run over, by name: "cpu"; "split", the CPU
-// behind a device of its own (split_backend.h); "cuda". Any thread.
+// behind a device of its own (split_backend.h); "cuda"; "emulated", CUDA's kernels on the CPU
+// (tests/cuda_emulator; slow). Any thread.
 #pragma once
 
 #include <memory>
@@ -9,7 +10,7 @@
 
 namespace lacuna::kernels {
 
-// kUnavailable when the machine has no GPU.
+// kUnavailable when the machine has no GPU, or the build no emulator.
 Result<std::unique_ptr<Backend>> MakeEngineBackend(const std::string& name,
                                                    const BackendOptions& options);
 

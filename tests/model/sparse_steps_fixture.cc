@@ -108,13 +108,13 @@ void SparseSteps::Make(const std::vector<PlanPtr>& plans, Wrap wrap, PlanPtr res
   executor_.reset();
   model_.reset();
   auto backend = kernels::MakeEngineBackend(
-      GetParam().backend,
-      {.precision = DType::kBF16, .deterministic = true, .threads = 2, .pin_threads = false});
+      case_.backend,
+      {.precision = case_.precision, .deterministic = true, .threads = 2, .pin_threads = false});
   ASSERT_TRUE(backend.ok());
   metadata_.reset();
   storage_.reset();
   backend_ = wrap == nullptr ? std::move(*backend) : wrap(std::move(*backend));
-  const std::string& name = GetParam().model;
+  const std::string& name = case_.model;
   const auto folder =
       Folder::Open(name == "recall-12m" ? "models/recall-12m" : "tests/data/golden/" + name);
   ASSERT_TRUE(folder.ok()) << folder.status().ToString();
@@ -123,13 +123,13 @@ void SparseSteps::Make(const std::vector<PlanPtr>& plans, Wrap wrap, PlanPtr res
   model_ = std::move(*model);
   const std::vector<int64_t> pages(model_->groups().size(), kPages);
   auto storage = kvcache::KvStorage::Create(backend_->device(), model_->groups(), pages,
-                                            GetParam().page_tokens, backend_->act_dtype());
+                                            case_.page_tokens, backend_->act_dtype());
   ASSERT_TRUE(storage.ok()) << storage.status().ToString();
   storage_ = std::move(*storage);
   std::vector<const kvcache::SparsePlan*> plain;
   for (const PlanPtr& plan : plans) plain.push_back(plan.get());
   auto metadata = kvcache::MetadataStorage::Create(
-      backend_->device(), model_->groups(), pages, GetParam().page_tokens,
+      backend_->device(), model_->groups(), pages, case_.page_tokens,
       ArrangedStores(kvcache::MetadataStores(plain), model_->head_order()));
   ASSERT_TRUE(metadata.ok()) << metadata.status().ToString();
   metadata_ = std::move(*metadata);

@@ -40,6 +40,7 @@ struct SparseCase final {
   std::string model;
   int64_t page_tokens = 64;
   std::string backend = "cpu";  // see tests/device/engine_backend.h
+  DType precision = DType::kBF16;
 
   std::string Name() const;
 };
@@ -87,6 +88,7 @@ class SparseSteps : public testing::TestWithParam<SparseCase> {
   // of every later one. All sequences share steps, those that are longer run on alone.
   std::vector<std::vector<float>> Generate(std::vector<TestSequence*> sequences);
 
+  SparseCase case_ = GetParam();  // what Make() makes
   kvcache::AttentionShape shape_;
   std::unique_ptr<kernels::Backend> backend_;
   std::unique_ptr<Model> model_;
