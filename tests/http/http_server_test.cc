@@ -272,7 +272,7 @@ TEST_F(HttpServerTest, SparseProfilesAreListed) {
   Start();
   SparseConfig config;
   config.profile = "quest";
-  config.profiles = {"lacuna-balanced", "moa"};
+  config.profiles = {"lacuna-safe", "moa"};
   const auto sparse = SparseServiceOf(config);
   Client client(port());
   client.Send(Get("/v1/sparse/profiles"));

@@ -452,11 +452,12 @@ TEST(SparsePlan, PlansOfOneServerShareStores) {
 }
 
 TEST(SparsePlan, MetadataBytes) {
-  // Two vectors of 128 int8 with scale and zero, for 4 entries of a page.
-  const SparsePlan plan = PlanOf(Shipped("lacuna-balanced"));
-  EXPECT_EQ(plan.decode.metadata.PageBytes(plan.shape.head_dim, plan.shape.page_tokens),
-            4 * 2 * (128 + 4));
-  EXPECT_DOUBLE_EQ(MetadataBytesPerToken(plan), 32.0 * 8 * 4 * 2 * 132 / 64);
+  // Two vectors of 128 bf16 for the 4 entries of a page; 32 channels of 4 bits for each key, with
+  // scale and zero.
+  const SparsePlan bounds = PlanOf(Shipped("lserve")), labels = PlanOf(Shipped("lacuna-balanced"));
+  EXPECT_EQ(bounds.decode.metadata.PageBytes(128, 64), 4 * 2 * 128 * 2);
+  EXPECT_EQ(labels.decode.metadata.PageBytes(128, 64), 64 * (16 + 4));
+  EXPECT_DOUBLE_EQ(MetadataBytesPerToken(labels), 32.0 * 8 * 20);
   EXPECT_EQ(MetadataBytesPerToken(PlanOf(Shipped("delta"))), 0);
 }
 
