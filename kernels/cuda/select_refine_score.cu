@@ -175,7 +175,7 @@ class SurvivorScorer final {
       }
     }
 #pragma unroll
-    for (int i = 0; i < 4; ++i) sums[i] = chains[0][i] + chains[1][i];
+    for (int i = 0; i < 4; ++i) sums[i] = (chains[0][i] + chains[1][i]) * Order::kUnit;
   }
 
   const SelectKeysCall& call_;
