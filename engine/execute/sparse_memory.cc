@@ -78,17 +78,21 @@ Status SparseMemory::Allocate(const SparseLimits& limits) {
 }
 
 Status SparseMemory::AllocateDecode(const SparseLimits& limits) {
-  bool any = false, keeps_queries = false, drops = false, statics = false;
+  bool any = false, drops = false, statics = false;
+  bool owned[2] = {};  // choices by head, by layer
+  int64_t query_slots = 0;
   for (const auto& plan : limits.plans) {
     statics = statics || plan->static_heads;
     if (!plan->sparse_decode) continue;
     any = true;
-    if (KeepsChoices(*plan)) kept_slots_ = std::max(kept_slots_, launches_->Slots(*plan));
-    keeps_queries = keeps_queries || plan->decode.refresh == kernels::RefreshKind::kCosine;
+    owned[ByLayer(*plan)] = true;
+    const int64_t slots = KeepsChoices(*plan) ? launches_->Slots(*plan) : 0;
+    ChoicesOf(*plan).kept_slots = std::max(ChoicesOf(*plan).kept_slots, slots);
+    const bool queries = plan->decode.refresh == kernels::RefreshKind::kCosine;
+    if (queries) query_slots = std::max(query_slots, slots);
     drops = drops || plan->decode.correct == kernels::DecodeCorrectKind::kDenominator;
   }
   const int64_t lists = decode_rows_max_ * kv_heads_, entries = lists * pages_max_;
-  const int64_t choices = running_max_ * kv_heads_ * pages_max_;
   const int64_t row_lse = decode_rows_max_ * q_heads_ * kF32;
   const int64_t out =
       decode_rows_max_ * q_heads_ * head_dim_ * static_cast<int64_t>(DTypeBytes(act_));
@@ -109,9 +113,14 @@ Status SparseMemory::AllocateDecode(const SparseLimits& limits) {
   LACUNA_RETURN_IF_ERROR(take(list_masks_, entries * kI64));
   LACUNA_RETURN_IF_ERROR(take(list_begins_, lists * kI64));
   LACUNA_RETURN_IF_ERROR(take(list_ends_, lists * kI64));
-  LACUNA_RETURN_IF_ERROR(take(masks_, entries * kI64));
-  LACUNA_RETURN_IF_ERROR(take(kept_masks_, kept_slots_ * choices * kI64));
-  LACUNA_RETURN_IF_ERROR(take(kept_queries_, keeps_queries ? kept_slots_ * queries : 0));
+  for (const bool by_layer : {false, true}) {
+    if (!owned[by_layer]) continue;
+    Choices& choices = by_layer ? layer_choices_ : head_choices_;
+    const int64_t row = (by_layer ? 1 : kv_heads_) * pages_max_ * kI64;
+    LACUNA_RETURN_IF_ERROR(take(choices.masks, decode_rows_max_ * row));
+    LACUNA_RETURN_IF_ERROR(take(choices.kept_masks, choices.kept_slots * running_max_ * row));
+  }
+  LACUNA_RETURN_IF_ERROR(take(kept_queries_, query_slots * queries));
   return take(dropped_lse_, drops ? row_lse : 0);
 }
 
@@ -143,7 +152,8 @@ int64_t SparseMemory::bytes() const {
   int64_t bytes = tables_.bytes();
   for (const kernels::Buffer* buffer :
        {&list_pages_, &list_logical_, &list_masks_, &list_begins_, &list_ends_, &dropped_lse_,
-        &masks_, &kept_masks_, &kept_queries_, &audit_out_, &sparse_lse_, &dense_lse_,
+        &head_choices_.masks, &head_choices_.kept_masks, &layer_choices_.masks,
+        &layer_choices_.kept_masks, &kept_queries_, &audit_out_, &sparse_lse_, &dense_lse_,
         &correct_out_, &range_entries_, &range_lists_}) {
     bytes += buffer->bytes();
   }
@@ -163,7 +173,8 @@ Status SparseMemory::BindRows(DecodeClass& rows, int64_t step, kernels::Stream& 
   const bool kept = KeepsChoices(plan);
   const bool drops = plan.decode.correct == kernels::DecodeCorrectKind::kDenominator;
   const bool queries = plan.decode.refresh == kernels::RefreshKind::kCosine;
-  if (list_pages_.bytes() == 0 || (kept && launches_->Slots(plan) > kept_slots_) ||
+  const Choices& choices = ChoicesOf(plan);
+  if (choices.masks.bytes() == 0 || (kept && launches_->Slots(plan) > choices.kept_slots) ||
       (drops && dropped_lse_.bytes() == 0) || (queries && kept_queries_.bytes() == 0)) {
     return InternalError("a step holds plan " + plan.name + ", for which no memory was provided");
   }
@@ -176,13 +187,10 @@ Status SparseMemory::BindRows(DecodeClass& rows, int64_t step, kernels::Stream& 
   rows.lists.masks = At<uint64_t>(list_masks_, lists * pages_max_);
   rows.lists.begins = At<int64_t>(list_begins_, lists);
   rows.lists.ends = At<int64_t>(list_ends_, lists);
-  // One layer-wide mask takes the place of those of its heads, so that plans of either kind find a
-  // sequence's choice at the same place.
-  const bool by_layer = plan.decode.owner == kernels::OwnerKind::kLayer;
-  rows.choices.owners = by_layer ? 1 : kv_heads_;
-  rows.choices.pages_max = by_layer ? pages_max_ * kv_heads_ : pages_max_;
-  rows.choices.masks = At<uint64_t>(kept ? kept_masks_ : masks_, 0);
-  rows.slot_masks = kept ? running_max_ * kv_heads_ * pages_max_ : 0;
+  rows.choices.owners = ByLayer(plan) ? 1 : kv_heads_;
+  rows.choices.pages_max = pages_max_;
+  rows.choices.masks = At<uint64_t>(kept ? choices.kept_masks : choices.masks, 0);
+  rows.slot_masks = kept ? running_max_ * rows.choices.owners * pages_max_ : 0;
   if (queries) {
     rows.choices.queries = At<float>(kept_queries_, 0);
     rows.slot_queries = running_max_ * q_heads_ * head_dim_;

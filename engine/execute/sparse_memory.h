@@ -70,11 +70,24 @@ class SparseMemory final {
   const HeadLaunches* launches_ = nullptr;
   int64_t running_max_ = 0, decode_rows_max_ = 0, q_heads_ = 0, kv_heads_ = 0, head_dim_ = 0,
           pages_max_ = 0;
-  int64_t kept_slots_ = 0, correct_rows_max_ = 0;
+  // Choices of heads, and of whole layers, stand apart: of either kind a mask's place follows from
+  // the row's choice alone.
+  struct Choices {
+    int64_t kept_slots = 0;
+    kernels::Buffer masks;       // of one layer
+    kernels::Buffer kept_masks;  // [slots]
+  };
+  static bool ByLayer(const kvcache::SparsePlan& plan) {
+    return plan.decode.owner == kernels::OwnerKind::kLayer;
+  }
+  Choices& ChoicesOf(const kvcache::SparsePlan& plan) {
+    return ByLayer(plan) ? layer_choices_ : head_choices_;
+  }
+  int64_t correct_rows_max_ = 0;
+  Choices head_choices_, layer_choices_;
   kernels::Buffer list_pages_, list_logical_, list_masks_, list_begins_, list_ends_;
   kernels::Buffer dropped_lse_;
-  kernels::Buffer masks_;                      // of one layer
-  kernels::Buffer kept_masks_, kept_queries_;  // [slots]
+  kernels::Buffer kept_queries_;  // [slots]
   kernels::Buffer audit_out_, sparse_lse_, dense_lse_, correct_out_;
   kernels::Buffer range_entries_, range_lists_;
   PathTables tables_;
