@@ -106,8 +106,6 @@ inline unsigned long long __brevll(unsigned long long x) {
   return static_cast<unsigned long long>(__brev(static_cast<unsigned>(x))) << 32 |
          __brev(static_cast<unsigned>(x >> 32));
 }
-// The n-th (0-based; or -n-th downwards) set bit from `base` on; all ones when there is none.
-unsigned __fns(unsigned mask, unsigned base, int offset);
 inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
   shift &= 31;
   return shift == 0 ? high : high << shift | low >> (32 - shift);
