@@ -7,14 +7,6 @@
 
 namespace lacuna::kernels {
 
-std::vector<BackendCase> CpuCases() {
-  std::vector<BackendCase> cases;
-  for (const BackendCase& which : BackendCases(true)) {
-    if (!which.cuda()) cases.push_back(which);
-  }
-  return cases;
-}
-
 namespace {
 
 double Bf16At(const uint8_t* at) {

@@ -15,9 +15,6 @@
 
 namespace lacuna::kernels {
 
-// Cases of op_test.h that run on the CPU.
-std::vector<BackendCase> CpuCases();
-
 struct SelectShape final {
   int kv_heads = 2;
   int group = 3;
