@@ -28,7 +28,7 @@ HeadLaunches::HeadLaunches(int32_t kv_heads, const HeadOrder* order)
   }
   if (counts_.empty()) counts_.push_back(kv_heads);
   std::ranges::sort(counts_);
-  counts_.erase(std::ranges::unique(counts_).begin(), counts_.end());
+  counts_.erase(std::unique(counts_.begin(), counts_.end()), counts_.end());
 }
 
 int64_t HeadLaunches::StatsOf(int64_t rows, int64_t heads) const {
