@@ -28,9 +28,9 @@ kvcache::SparseArtefacts MadeUpArtefacts(const kvcache::AttentionShape& shape) {
   made.spans.assign(q_heads, {.alpha = 1024, .beta = 0.25f});
   made.prefill_p.assign(q_heads, 0.9f);
   made.thresholds.assign(q_heads, 0.0f);
-  made.planner_layers = {std::min(2, shape.layers - 1), shape.layers / 2};
-  made.planner_layers.erase(std::ranges::unique(made.planner_layers).begin(),
-                            made.planner_layers.end());
+  auto& planners = made.planner_layers;
+  planners = {std::min(2, shape.layers - 1), shape.layers / 2};
+  planners.erase(std::unique(planners.begin(), planners.end()), planners.end());
   return made;
 }
 
