@@ -3,9 +3,11 @@
 // percentile, and the rate of the bytes that have to move.
 #include <random>
 #include <string>
+#include <string_view>
 
 #include "bench/gpu/device_memory.h"
 #include "kernels/core/dtype.h"
+#include "kernels/cuda/append_kv.h"
 #include "kernels/cuda/ops.h"
 
 namespace lacuna::bench {
@@ -75,7 +77,7 @@ class Runner final {
   }
 
   // q, k and v are columns of one matrix, as the product that makes them leaves them.
-  void RopeAppend(int64_t rows) const {
+  void RopeAppend(int64_t rows, const kernels::cuda::AppendTuning& tuning = {}) const {
     constexpr int64_t kWidth = (kQHeads + 2 * kKvHeads) * kHeadDim;
     const int64_t pages = rows / kPageTokens + 1;
     std::vector<int32_t> order(static_cast<size_t>(rows));
@@ -84,7 +86,10 @@ class Runner final {
     const DeviceVector<float> table(std::vector<float>(static_cast<size_t>(rows * kHeadDim), 0.5f));
     const kernels::KvPool pool{nullptr, DType::kBF16, pages, kKvHeads, kHeadDim, kPageTokens};
     const auto bytes = static_cast<double>(rows * kHeadDim * 4 * (kQHeads + 2 * kKvHeads));
-    Report("RoPE + append", rows, bytes, [&](cudaStream_t s, int i) {
+    char name[32];
+    std::snprintf(name, sizeof(name), "RoPE+append %d %d", tuning.heads_together,
+                  tuning.tokens_of_block);
+    Report(name, rows, bytes, [&](cudaStream_t s, int i) {
       auto* qkv = static_cast<uint16_t*>(in_.Part(rows * kWidth * 2, i));
       const auto heads = [&](int64_t first, int64_t count) {
         return TensorView::Rows(qkv + first * kHeadDim, DType::kBF16, {rows, count, kHeadDim},
@@ -99,7 +104,7 @@ class Runner final {
       args.slots = {slots.data(), DType::kI32, {rows}};
       args.pool = pool;
       args.pool.data = out_.Part(pool.Bytes(), i);
-      Check(kernels::cuda::RopeAppend(args, s));
+      Check(kernels::cuda::RopeAppend(args, tuning, s));
     });
   }
 
@@ -122,12 +127,20 @@ class Runner final {
 }  // namespace
 }  // namespace lacuna::bench
 
-int main() {
+// row_ops_bench [append]: the latter only RoPE + append of 4096 tokens, spread in other ways: after
+// the name the heads together and the tokens of a block (0: by default).
+int main(int argc, char** argv) {
   using namespace lacuna::bench;
   const Arena in;
   const Arena out;
   const Runner runner(in, out);
-  for (const int64_t rows : {1, 64, 4096}) runner.RmsNorm(rows);
+  if (argc > 1 && std::string_view(argv[1]) == "append") {
+    for (const int together : {1, 3}) {
+      for (const int tokens : {0, 1, 2, 4}) runner.RopeAppend(4096, {together, tokens});
+    }
+    return 0;
+  }
+  for (const int64_t rows : {1, 64, 4096, 8192}) runner.RmsNorm(rows);
   for (const int64_t rows : {1, 64, 4096}) runner.GatedActivation(rows);
   for (const int64_t rows : {1, 64, 4096}) runner.RopeAppend(rows);
   return 0;

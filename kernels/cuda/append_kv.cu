@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "kernels/core/checked_math.h"
+#include "kernels/cuda/append_kv.h"
 #include "kernels/cuda/kv_layout.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ops.h"
@@ -45,6 +46,7 @@ struct Params final {
   int q_heads = 0;
   int kv_heads = 0;
   int head_dim = 0;
+  AppendTuning tuning = {};  // of the launch
 };
 
 // Where a token's K and V go.
@@ -226,8 +228,19 @@ __device__ void LoadTurns(const Params& params, const Chunks& chunks, int lane, 
   LoadVector<true>(row + params.rotary_dim / 2, kVector, sines);
 }
 
+__device__ int PositionOf(const Params& params, int token) {
+  return params.rotary_dim > 0 ? params.positions[token] : 0;
+}
+// Brings to L2 what LoadTurns will load, by the first threads of the block.
+__device__ void FetchTurns(const Params& params, int64_t position) {
+  constexpr int kSector = 8;  // floats
+  const int column = static_cast<int>(threadIdx.x) * kSector;
+  if (column >= params.rotary_dim || position < 0 || position >= params.positions_max) return;
+  PrefetchL2(params.cos_sin + position * params.cos_sin_stride + column);
+}
+
 // What a thread needs of one token, all of it in flight together: its chunks of kHeads heads, the
-// position, the slots.
+// slots.
 template <typename T, int kHeads>
 struct TokenPart final {
   Pack<T> a[kHeads];
@@ -236,8 +249,8 @@ struct TokenPart final {
   Slots slots;
 
   // Heads first, first + step ...; `present`: the lane has channels.
-  __device__ void Load(const Params& params, int token, int first, int step, const Chunks& chunks,
-                       bool present) {
+  __device__ void Load(const Params& params, int token, int at, int first, int step,
+                       const Chunks& chunks, bool present) {
 #pragma unroll
     for (int i = 0; i < kHeads; ++i) {
       a[i] = {};
@@ -248,7 +261,7 @@ struct TokenPart final {
       a[i] = *reinterpret_cast<const Pack<T>*>(from + chunks.a);
       b[i] = *reinterpret_cast<const Pack<T>*>(from + chunks.b);
     }
-    position = params.rotary_dim > 0 ? params.positions[token] : 0;
+    position = at;
     slots = SlotsOf(params, token);
   }
 };
@@ -294,7 +307,8 @@ __device__ void WriteToken(const Params& params, int token, int first, int step,
   }
 }
 
-// A block takes every gridDim.x-th token, and fetches the next while it works on one; a group of
+// A block takes every gridDim.x-th token, and fetches the next while it works on one, with the
+// position of the one after that: where the next one's angles lie is known in time. A group of
 // lanes takes kHeads of the token's heads.
 template <typename T, int kLanes, int kHeads, bool kInterleaved, bool kNorm>
 __global__ void __launch_bounds__(kThreads, 4) RopeAppendKernel(const Params params) {
@@ -306,12 +320,16 @@ __global__ void __launch_bounds__(kThreads, 4) RopeAppendKernel(const Params par
   const int step = static_cast<int>(gridDim.x);
   LetNextStart();
   WaitForPrevious();
+  int token = static_cast<int>(blockIdx.x);
   TokenPart<T, kHeads> next;
-  next.Load(params, static_cast<int>(blockIdx.x), first, kGroups, chunks, present);
-  for (int token = static_cast<int>(blockIdx.x); token < params.tokens; token += step) {
+  next.Load(params, token, PositionOf(params, token), first, kGroups, chunks, present);
+  int ahead = token < params.tokens - step ? PositionOf(params, token + step) : 0;
+  for (; token < params.tokens; token += step) {
     const TokenPart<T, kHeads> part = next;
     if (token < params.tokens - step) {
-      next.Load(params, token + step, first, kGroups, chunks, present);
+      next.Load(params, token + step, ahead, first, kGroups, chunks, present);
+      FetchTurns(params, ahead);
+      if (token + step < params.tokens - step) ahead = PositionOf(params, token + 2 * step);
     }
     WriteToken<T, kLanes, kHeads, kInterleaved, kNorm>(params, token, first, kGroups, chunks,
                                                        present, part);
@@ -401,16 +419,24 @@ Status LaunchVectors(const Params& params, cudaStream_t stream) {
   const int heads = params.q_heads + 2 * params.kv_heads;
   const auto launch = [&](auto kernel, int heads_together) -> Status {
     const int64_t parts = CeilDiv(heads, kGroups * heads_together);
-    LACUNA_ASSIGN_OR_RETURN(const int64_t blocks,
-                            ResidentBlocks(kernel, params.tokens * parts, kThreads, 0));
-    return Launch(kernel,
-                  dim3(static_cast<unsigned>(CeilDiv(blocks, parts)), static_cast<unsigned>(parts)),
+    int64_t columns = 0;
+    if (params.tuning.tokens_of_block > 0) {
+      columns = CeilDiv(params.tokens, params.tuning.tokens_of_block);
+    } else {
+      LACUNA_ASSIGN_OR_RETURN(const int64_t blocks,
+                              ResidentBlocks(kernel, params.tokens * parts, kThreads, 0));
+      columns = CeilDiv(blocks, parts);
+    }
+    return Launch(kernel, dim3(static_cast<unsigned>(columns), static_cast<unsigned>(parts)),
                   dim3(kThreads), 0, stream, params);
   };
+  const int together = params.tuning.heads_together > 0 ? params.tuning.heads_together
+                       : params.tokens <= kFewTokens    ? 1
+                                                        : kTogether;
   // Few tokens: as many blocks as possible; many: as many loads in flight as possible.
   return WithBool(params.q_norm != nullptr || params.k_norm != nullptr, [&](auto tag) {
     constexpr bool kNorm = decltype(tag)::value;
-    if (params.tokens <= kFewTokens) {
+    if (together == 1) {
       return launch(RopeAppendKernel<T, kLanes, 1, kInterleaved, kNorm>, 1);
     }
     return launch(RopeAppendKernel<T, kLanes, kTogether, kInterleaved, kNorm>, kTogether);
@@ -489,6 +515,10 @@ Status AppendKv(const AppendKvArgs& args, cudaStream_t stream) {
 }
 
 Status RopeAppend(const RopeAppendArgs& args, cudaStream_t stream) {
+  return RopeAppend(args, AppendTuning{}, stream);
+}
+
+Status RopeAppend(const RopeAppendArgs& args, const AppendTuning& tuning, cudaStream_t stream) {
   const Params params{.q = HeadsOf(args.q),
                       .k = HeadsOf(args.k),
                       .v = HeadsOf(args.v),
@@ -507,7 +537,8 @@ Status RopeAppend(const RopeAppendArgs& args, cudaStream_t stream) {
                       .tokens = static_cast<int>(args.q.dim(0)),
                       .q_heads = static_cast<int>(args.q.dim(1)),
                       .kv_heads = static_cast<int>(args.pool.kv_heads),
-                      .head_dim = static_cast<int>(args.pool.head_dim)};
+                      .head_dim = static_cast<int>(args.pool.head_dim),
+                      .tuning = tuning};
   return Run(params, {args.q, args.k, args.v, args.q_norm, args.k_norm, args.cos_sin},
              args.pool.dtype, stream);
 }

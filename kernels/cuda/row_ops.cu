@@ -138,6 +138,7 @@ struct NormParams final {
   int64_t rows;  // of one head each
   int heads;
   int dim;
+  float dim_inverse;
   float eps;
   bool accumulate;
 };
@@ -148,16 +149,28 @@ __device__ float WarpSum(float value) {
   return value;
 }
 
-// The sum over the threads of a row: a warp's, or the whole block's. `parts` [32] is not written
-// again before every thread has passed the barrier of another sum.
+// Sums of the warps of a block; those that it does not have are 0.
+struct alignas(16) WarpSums final {
+  static constexpr int kWarpsMax = 16;
+  float sums[kWarpsMax];
+};
+
+// The sum over the threads of a row: a warp's, or the whole block's. `parts` is not written again
+// before every thread has passed the barrier of another sum.
 template <bool kBlockPerRow>
-__device__ float RowSum(float value, float* parts) {
+__device__ float RowSum(float value, WarpSums& parts) {
   value = WarpSum(value);
   if constexpr (kBlockPerRow) {
-    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = value;
+    if (threadIdx.x % 32 == 0) parts.sums[threadIdx.x / 32] = value;
     __syncthreads();
-    const int warps = static_cast<int>(blockDim.x) / 32;
-    value = WarpSum(static_cast<int>(threadIdx.x) % 32 < warps ? parts[threadIdx.x % 32] : 0.0f);
+    const auto* const fours = reinterpret_cast<const float4*>(parts.sums);
+    float four_sums[WarpSums::kWarpsMax / 4];
+#pragma unroll
+    for (int i = 0; i < WarpSums::kWarpsMax / 4; ++i) {
+      const float4 four = fours[i];
+      four_sums[i] = (four.x + four.y) + (four.z + four.w);
+    }
+    value = (four_sums[0] + four_sums[1]) + (four_sums[2] + four_sums[3]);
   }
   return value;
 }
@@ -200,13 +213,20 @@ template <typename X, typename Out, bool kAligned, bool kBlockPerRow, int kVecto
 __global__ void __launch_bounds__(kThreads* std::min(kVectors, 2))
     RmsNormKernel(const NormParams<X, Out> params) {
   LACUNA_DYNAMIC_SHARED(16, float4, shared);
-  __shared__ float parts[2][32];
+  __shared__ WarpSums parts[2];
+  LetNextStart();
   float* const weight = reinterpret_cast<float*>(shared);
   for (int i = static_cast<int>(threadIdx.x); i < params.dim; i += static_cast<int>(blockDim.x)) {
     weight[i] = params.weight[i];
   }
-  if constexpr (!kBlockPerRow) __syncthreads();  // else RowSum's barrier
-  LetNextStart();
+  if constexpr (kBlockPerRow) {  // RowSum's barrier is behind both
+    const auto warp = static_cast<int>(threadIdx.x);
+    if (warp >= static_cast<int>(blockDim.x) / 32 && warp < WarpSums::kWarpsMax) {
+      parts[0].sums[warp] = parts[1].sums[warp] = 0.0f;
+    }
+  } else {
+    __syncthreads();
+  }
   WaitForPrevious();
 
   const int threads = kBlockPerRow ? static_cast<int>(blockDim.x) : 32;
@@ -230,7 +250,7 @@ __global__ void __launch_bounds__(kThreads* std::min(kVectors, 2))
       for (int j = 0; j < kVector; ++j) sum = fmaf(values[j], values[j], sum);
     }
     sum = RowSum<kBlockPerRow>(sum, parts[parity]);
-    const float inverse = 1.0f / sqrtf(sum / static_cast<float>(params.dim) + params.eps);
+    const float inverse = rsqrtf(fmaf(sum, params.dim_inverse, params.eps));
     const int64_t first = index % params.heads * params.dim;
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
@@ -290,6 +310,7 @@ Status RmsNormTyped(const RmsNormArgs& args, cudaStream_t stream) {
                                   .rows = args.x.dim(0) * heads,
                                   .heads = static_cast<int>(heads),
                                   .dim = static_cast<int>(dim),
+                                  .dim_inverse = 1.0f / static_cast<float>(dim),
                                   .eps = args.eps,
                                   .accumulate = args.accumulate};
   return WithBool(VectorAligned(args.x) && VectorAligned(args.out), [&](auto tag) {

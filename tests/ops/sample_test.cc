@@ -285,6 +285,27 @@ TEST_P(SampleTest, TiesGoToTheLowerId) {
   Check(logits, cases);
 }
 
+// Cutoffs among so many tokens of the same or nearly the same logit that no short list holds them.
+TEST_P(SampleTest, CutsAmongManyLikelyTokens) {
+  for (const float scale : {0.0f, 0.02f, 1.0f}) {
+    std::vector<SampleCase> cases;
+    for (const int top_k : {0, 3000, 39999}) {
+      for (const float top_p : {0.05f, 0.5f, 0.95f, 0.9999f}) {
+        SampleCase test;
+        test.row = {.seed = 77 * cases.size(),
+                    .index = static_cast<int64_t>(cases.size()),
+                    .temperature = 1.5f,
+                    .top_p = top_p,
+                    .top_k = top_k,
+                    .logprobs = top_k > 0 ? 20 : -1};
+        cases.push_back(test);
+      }
+    }
+    TestTensor logits = MakeLogits(static_cast<int64_t>(cases.size()), 40000, scale);
+    Check(logits, cases);
+  }
+}
+
 TEST_P(SampleTest, ForcedTokensTellTheirLogprob) {
   const TestTensor logits = MakeLogits(2, 700);
   std::vector<SampleCase> cases(2);
