@@ -29,10 +29,10 @@ struct ClusterLaunch final {
   cudaLaunchConfig_t config{};
 
   ClusterLaunch(int64_t blocks, int64_t rows, int64_t shared_bytes, cudaStream_t stream) {
-    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[0].val.programmaticStreamSerializationAllowed = 1;
-    attributes[1].id = cudaLaunchAttributeClusterDimension;
-    attributes[1].val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+    attributes[0].id = cudaLaunchAttributeClusterDimension;
+    attributes[0].val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[1].val.programmaticStreamSerializationAllowed = 1;
     config.gridDim = dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(rows));
     config.blockDim = dim3(kSampleThreads);
     config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
@@ -50,7 +50,8 @@ Result<int64_t> ClustersAtOnce(int64_t blocks, int64_t shared_bytes) {
   static std::array<std::atomic<int>, kTeamMax + 1> known{};
   int clusters = known[static_cast<size_t>(blocks)];
   if (clusters == 0) {
-    const ClusterLaunch launch(blocks, 1, shared_bytes, nullptr);
+    ClusterLaunch launch(blocks, 1, shared_bytes, nullptr);
+    launch.config.numAttrs = 1;  // the cluster
     LACUNA_CUDA_RETURN_IF_ERROR(cudaOccupancyMaxActiveClusters(
         &clusters, reinterpret_cast<const void*>(SampleKernel<true>), &launch.config));
     known[static_cast<size_t>(blocks)] = std::max(clusters, 1);
