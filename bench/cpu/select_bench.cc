@@ -3,7 +3,8 @@
 // One layer of one decode row, 8 query heads, 2 kv heads, head_dim 64, pages of 64: median, 10th
 // and 90th percentile of microseconds per call, and GB/s of what is scored, over copies of the
 // layer that exceed the second-level caches (copies 1: one that stays in them). The hash covers the
-// lists.
+// lists. Then the stages of that call, each on one thread: plan (queries, tasks), scores, choice
+// with lists.
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
@@ -18,12 +19,14 @@
 #include "kernels/cpu/append_metadata.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/memory.h"
+#include "kernels/cpu/select_call.h"
 #include "kernels/cpu/select_keys.h"
 #include "kernels/cpu/thread_pool.h"
 
 namespace lacuna::kernels::cpu {
 namespace {
 
+constexpr int kLabelChannels = 16;
 constexpr int kQHeads = 8, kKvHeads = 2, kHeadDim = 64, kPageTokens = 64;
 constexpr int64_t kColdBytes = 48 << 20;
 constexpr int kCalls = 400;
@@ -77,7 +80,15 @@ DecodePath Path(ScoreKind score, int32_t unit, const MetadataSpec& metadata) {
 std::vector<Method> Methods(int32_t tokens) {
   const MetadataSpec int8 = Spec(MetadataKind::kMinMax, MetadataPrecision::kInt8, 16);
   const MetadataSpec bf16 = Spec(MetadataKind::kMinMax, MetadataPrecision::kBf16, 16);
-  Method balanced{"balanced", Path(ScoreKind::kBound, 64, int8), tokens / 1000, 1, 4};
+  const int32_t share = (512 + tokens * 6 / 100) / 64;
+  MetadataSpec labels = Spec(MetadataKind::kLabels, MetadataPrecision::kInt4, 1);
+  labels.channels = kLabelChannels;
+  Method balanced{"balanced", Path(ScoreKind::kDot, 64, labels), share, 1, 4};
+  balanced.path.pool = PoolKind::kMax;
+  Method safe = balanced;
+  safe.name = "safe";
+  safe.path.metadata = Spec(MetadataKind::kLowBit, MetadataPrecision::kInt4, 1);
+  Method bounds{"bounds", Path(ScoreKind::kBound, 64, int8), tokens / 1000, 1, 4};
   Method quest{"quest", Path(ScoreKind::kBound, 16, bf16), 128, 0, 1};
   Method twilight{"twilight-quest", Path(ScoreKind::kBound, 16, bf16), 512, 0, 1};
   twilight.path.refine = RefineKind::kTopP;
@@ -93,7 +104,7 @@ std::vector<Method> Methods(int32_t tokens) {
   tokenselect.path.owner = OwnerKind::kLayer;
   tokenselect.path.reduce = ReduceKind::kSum;
   Method tidal{"tidaldecode", Path(ScoreKind::kLogits, 1, {}), 256, 0, 1};
-  return {balanced, quest, twilight, kinetics, tokenselect, tidal};
+  return {balanced, safe, bounds, quest, twilight, kinetics, tokenselect, tidal};
 }
 
 // One layer per copy: its keys, its metadata, and pages in random order.
@@ -106,6 +117,9 @@ class Layers final {
     ids_ = logical_;
     std::shuffle(ids_.begin(), ids_.end(), random);
     offsets_[1] = pages_;
+    for (int i = 0; i < kKvHeads * kLabelChannels; ++i) {
+      channels_.push_back(static_cast<int16_t>(i % kLabelChannels * 4 + i / kLabelChannels));
+    }
     std::normal_distribution<float> normal(0.0f, 1.0f);
     std::vector<uint16_t> keys(static_cast<size_t>(tokens * kKvHeads * kHeadDim));
     for (auto& key : keys) key = ToBF16(normal(random)).bits;
@@ -120,7 +134,8 @@ class Layers final {
       pools_.push_back(pool);
       static_cast<void>(AppendKvCpu({rows, rows, slots(), pool}, isa, threads));
       for (const MetadataSpec* spec : {&path.metadata, &path.refine_metadata}) {
-        MetadataPool metadata{nullptr, *spec, pages_, kKvHeads, kHeadDim, kPageTokens};
+        MetadataPool metadata{nullptr,  *spec,       pages_,          kKvHeads,
+                              kHeadDim, kPageTokens, channels_.data()};
         if (spec->any()) {
           metadata.data = Own(metadata.Bytes());
           static_cast<void>(
@@ -147,12 +162,41 @@ class Layers final {
 
   int64_t tokens_, pages_;
   std::vector<int32_t> ids_, logical_, slots_;
+  std::vector<int16_t> channels_;
   int64_t offsets_[2] = {0, 0};
   std::vector<Buffer> memory_;
   std::vector<KvPool> pools_;
   std::vector<MetadataPool> metadata_;
   AppendMetadataScratch scratch_;
 };
+
+// Of one row that chooses without a softmax.
+void PrintStages(const Method& method, SelectKeysArgs args, Layers& layers, Isa isa) {
+  SelectKeysScratch scratch(1);
+  SelectKeysScratch::Worker& worker = scratch.workers[0];
+  std::vector<double> plan, score, choose;
+  for (size_t i = 0; i < kCalls; ++i) {
+    args.pool = layers.pool(i);
+    args.metadata = layers.metadata(i);
+    args.refine_metadata = layers.refine(i);
+    const double start = Now();
+    SelectCall call(args, SelectKernelsOf(isa), scratch);
+    static_cast<void>(call.PlanRow(0));
+    call.LayOut(0, 1);
+    const double planned = Now();
+    for (const SelectKeysScratch::Task& task : scratch.tasks) call.ScoreChunk(task, worker);
+    const double scored = Now();
+    for (int64_t owner = 0; owner < call.owners(); ++owner) call.Choose(0, owner, worker);
+    plan.push_back((planned - start) * 1e6);
+    score.push_back((scored - planned) * 1e6);
+    choose.push_back((Now() - scored) * 1e6);
+  }
+  for (auto* times : {&plan, &score, &choose}) std::ranges::sort(*times);
+  const auto median = [](const std::vector<double>& times) { return times[times.size() / 2]; };
+  std::printf(
+      "stages %-15s one thread: plan %.1f us, scores %.1f us (%.1f at best), choice %.1f us\n",
+      method.name, median(plan), median(score), score.front(), median(choose));
+}
 
 void Bench(const Method& method, int32_t tokens, int copies, Isa isa, ThreadPool& threads) {
   const int64_t pages = CeilDiv(int64_t{tokens}, int64_t{kPageTokens});
@@ -209,6 +253,7 @@ void Bench(const Method& method, int32_t tokens, int copies, Isa isa, ThreadPool
               method.name, tokens, times.median_us, times.low_us, times.high_us,
               static_cast<double>(bytes) / times.median_us * 1e-3,
               static_cast<long>(ends[0] - begins[0]), static_cast<unsigned long>(hash));
+  if (!method.path.normalise) PrintStages(method, args, layers, isa);
   if (keys) return;
   const Times step = Measure(kCalls, [&](int call) {
     const auto i = static_cast<size_t>(call);

@@ -43,6 +43,7 @@ struct MetadataLayout final {
     zeros_at = scales_at + entries * vectors * 2;
   }
 
+  int64_t bytes() const { return bits == 16 ? scales_at : zeros_at + 2 * entries * vectors; }
   int32_t levels() const { return (1 << bits) - 1; }  // the largest code
   // The row of one channel (lanes), or the vector of one entry.
   int64_t VectorAt(int64_t entry, int64_t vector) const {

@@ -1,5 +1,5 @@
-// SelectCall: one call of SelectKeys, its derived shape and its stages. Private to select_*.cc; one
-// worker per task.
+// SelectCall: one call of SelectKeys, its derived shape and its stages. Private to select_*.cc and
+// their benchmark; one worker per task.
 #pragma once
 
 #include <algorithm>
@@ -15,6 +15,7 @@ namespace lacuna::kernels::cpu {
 
 inline constexpr int64_t kBlockTokens = 64;
 inline constexpr int64_t kChunkTokens = 4096;
+inline constexpr int32_t kNoChunk = -1;
 
 // Bits [first, end) of a block's mask; both are tokens counted from the block's first.
 inline uint64_t BlockMask(int64_t first, int64_t end) {
@@ -29,6 +30,8 @@ inline ReduceJob::Kind ReduceJobKind(ReduceKind reduce) {
   if (reduce == ReduceKind::kMean) return ReduceJob::kMean;
   return reduce == ReduceKind::kSum ? ReduceJob::kSum : ReduceJob::kMax;
 }
+
+const SelectKernels& SelectKernelsOf(Isa isa);
 
 class SelectCall final {
  public:
@@ -46,14 +49,14 @@ class SelectCall final {
   void LayOut(int64_t begin, int64_t end);
   int64_t ScoreFloats(const Row& row) const;
 
-  // Stages 1 and 2, of each task. select_units.cc
-  void ScoreChunk(const SelectKeysScratch::Task& task, Worker& worker);
+  // Stages 1 and 2, of each task. ScoreChunk: whether that was the last one of its (row, owner).
+  // select_units.cc
+  bool ScoreChunk(const SelectKeysScratch::Task& task, Worker& worker);
   void FinishSoftmax(int64_t row);
   void ReduceChunk(const SelectKeysScratch::Task& task, Worker& worker);
 
-  // Stage 3, of each (row, owner). select_choice.cc, select_lists.cc
+  // Stage 3, of each (row, owner): its choice and its lists. select_choice.cc, select_lists.cc
   void Choose(int64_t row, int64_t owner, Worker& worker);
-  void MakeLists(int64_t row, int64_t owner, Worker& worker);
   bool overflowed() const { return overflowed_.load(std::memory_order_relaxed); }
 
  private:
@@ -76,12 +79,15 @@ class SelectCall final {
   int64_t UnitRows() const { return per_head_ ? query_rows_ : owners_; }
   bool ScoresHeads(int64_t row, int64_t owner) const;
 
-  // PlanRow.
+  // PlanRow, LayOut.
+  void AddTasks(int64_t row, int64_t owner, int64_t choice, int64_t chunks);
   void ConvertQueries(int64_t row, const Row& state);
   bool RefreshQuery(int64_t row) const;
   void ScoreQueries(const float* plain, float* to) const;
+  void PairQueries(int64_t row, const float* scored);
 
   // ScoreChunk.
+  void ScoreHead(const SelectKeysScratch::Task& task, int64_t kv_head, Worker& worker);
   void FillPages(const Row& state, int64_t first_page, int64_t end_page, int64_t kv_head,
                  bool metadata, Worker& worker) const;
   void RunScores(const MetadataLayout& layout, bool keys, ScoreJob& job) const;
@@ -100,6 +106,7 @@ class SelectCall final {
   void AddUnit(int64_t unit, std::vector<uint64_t>* blocks) const;
   double MassOf(int64_t row, std::span<const float> scores, Worker& worker) const;
   uint64_t ForcedIn(int64_t row, int64_t block) const;
+  void AddForced(int64_t row, std::vector<uint64_t>* blocks) const;
 
   // Choose, of the second stage. select_refine.cc
   double Refine(int64_t row, int64_t owner, Worker& worker);
@@ -111,7 +118,8 @@ class SelectCall final {
   void KeepChoice(int64_t row, int64_t owner, const Worker& worker) const;
   void ReadChoice(int64_t row, int64_t owner, Worker& worker) const;
   uint64_t* ChoiceOf(int64_t row, int64_t owner) const;
-  // MakeLists.
+  // Choose, of the lists.
+  void MakeLists(int64_t row, int64_t owner, Worker& worker);
   struct ListCounts final {
     int64_t pages = 0, keys = 0;
   };
@@ -129,6 +137,8 @@ class SelectCall final {
   MetadataLayout layout_, refine_layout_;
   bool scores_keys_, normalises_, per_head_, chooses_, refines_;
   int32_t entry_tokens_;
+  bool pairs_;        // scored queries are exact in bf16
+  bool pools_pages_;  // a unit is a page of one kv head, its score the best of its keys and heads
   int64_t slab_bytes_ = 0;  // of the metadata
   // Floats of one row's queries: as they are, as they are scored, and the sums of both.
   int64_t plain_floats_, scored_floats_, query_floats_;

@@ -25,6 +25,11 @@ void SelectCall::Choose(int64_t row, int64_t owner, Worker& worker) {
     if (refines_) worker.mass *= Refine(row, owner, worker);
     KeepChoice(row, owner, worker);
   }
+  if (state.act != Row::Act::kDense) {
+    worker.seen = worker.choice;
+    AddForced(row, &worker.seen);
+  }
+  MakeLists(row, owner, worker);
 }
 
 // Returns the share of the mass that the chosen and forced units hold.
@@ -165,12 +170,13 @@ double SelectCall::MassOf(int64_t row, std::span<const float> scores, Worker& wo
                      .out = worker.weights.data()});
     weights = worker.weights;
   }
+  worker.seen = worker.choice;
+  AddForced(row, &worker.seen);
   double held = 0, all = 0;
   const int64_t unit_tokens = args_.path.unit_tokens;
   for (size_t unit = 0; unit < weights.size(); ++unit) {
     const int64_t token = static_cast<int64_t>(unit) * unit_tokens;
-    const int64_t block = token / kBlockTokens;
-    const uint64_t seen = worker.choice[static_cast<size_t>(block)] | ForcedIn(row, block);
+    const uint64_t seen = worker.seen[static_cast<size_t>(token / kBlockTokens)];
     const double weight = std::max(weights[unit], 0.0f);
     all += weight;
     if ((seen >> token % kBlockTokens & 1) != 0) held += weight;
@@ -186,6 +192,18 @@ uint64_t SelectCall::ForcedIn(int64_t row, int64_t block) const {
                    scratch_.rows[static_cast<size_t>(row)].tokens - first);
 }
 
+// Few blocks at both ends have some.
+void SelectCall::AddForced(int64_t row, std::vector<uint64_t>* blocks) const {
+  const DecodeCounts& counts = RowOf(row).counts;
+  const int64_t unit = args_.path.unit_tokens, count = static_cast<int64_t>(blocks->size());
+  const int64_t sink_end = std::min(CeilDiv(counts.sink_units * unit, kBlockTokens), count);
+  const int64_t local_first = (counts.units - counts.local_units) * unit / kBlockTokens;
+  for (int64_t block = 0; block < count; ++block) {
+    if (block == sink_end) block = std::max(block, local_first);
+    if (block < count) (*blocks)[static_cast<size_t>(block)] |= ForcedIn(row, block);
+  }
+}
+
 uint64_t* SelectCall::ChoiceOf(int64_t row, int64_t owner) const {
   return args_.choices.masks +
          (RowOf(row).choice * args_.choices.owners + owner) * args_.choices.pages_max;
@@ -197,7 +215,8 @@ void SelectCall::KeepChoice(int64_t row, int64_t owner, const Worker& worker) co
   const int64_t pages = scratch_.rows[static_cast<size_t>(row)].pages;
   const int64_t per_block = kBlockTokens / page_tokens_;
   const uint64_t full = BlockMask(0, page_tokens_);
-  for (int64_t page = 0; page < pages; ++page) {
+  if (per_block == 1) std::copy_n(worker.choice.begin(), pages, to);
+  for (int64_t page = 0; per_block > 1 && page < pages; ++page) {
     const uint64_t block = worker.choice[static_cast<size_t>(page / per_block)];
     to[page] = block >> page % per_block * page_tokens_ & full;
   }

@@ -1,9 +1,10 @@
 // SelectKeys on the CPU. One caller at a time; the work spreads over the pool.
 //
 // Inside, a choice is one mask of 64 bits per block of 64 tokens, whatever the page size. A call
-// runs in three loops over the pool: scores of chunks of kChunkTokens, sums over query heads that
-// need the softmax of all chunks, and the choice of each (row, owner) with its lists. Chunks do not
-// depend on the threads or on the other rows, so neither does any bit of the result.
+// runs in one loop over the pool: scores of chunks of kChunkTokens; whoever scores the last chunk
+// of a (row, owner) makes its choice and lists. Sums over query heads that need the softmax of all
+// chunks are a second loop, and choices then a third. Chunks do not depend on the threads or on the
+// other rows, so neither does any bit of the result.
 #pragma once
 
 #include <cstdint>
@@ -40,21 +41,24 @@ struct SelectKeysScratch final {
     std::vector<const float*> rows;  // of scores, with what is taken from each
     std::vector<float> row_shifts, row_offsets;
     std::vector<float> entries, scores, weights;
-    std::vector<uint64_t> choice, refined;
+    std::vector<uint64_t> choice, refined, seen;  // seen: what is chosen and what is forced
     std::vector<int32_t> blocks, candidates;
     std::vector<std::vector<uint64_t>> rankings;
     CutScratch cut;
     double mass = 0;  // of the choice in hand
   };
+  // choice: of (row, owner) among those in flight. chunk -1: nothing to score.
   struct Task final {
-    int32_t row, owner, chunk;
+    int32_t row, owner, choice, chunk;
   };
 
   explicit SelectKeysScratch(int threads) : workers(static_cast<size_t>(threads)) {}
 
   std::vector<SelectRowState> rows;
   std::vector<float> queries, scores, stats, shifts, offsets, units;
+  std::vector<uint32_t> pairs;  // of scored queries, ScoreJob
   std::vector<Task> tasks;
+  std::vector<int32_t> chunks_left;  // [choices in flight], counted down by whoever scores one
   std::vector<Worker> workers;
 };
 

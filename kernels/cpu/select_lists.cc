@@ -42,12 +42,11 @@ uint64_t SelectCall::MaskOf(int64_t row, int64_t kv_head, int64_t page,
     return inside ? full : 0;
   }
   if (state.act == Row::Act::kDense) return full;
-  const int64_t block = first / kBlockTokens;
-  const uint64_t visible = full & BlockMask(0, state.tokens - first);
   const uint64_t mask =
-      (worker.choice[static_cast<size_t>(block)] | ForcedIn(row, block)) >> first % kBlockTokens &
-      visible;
-  return mask == visible ? full : mask;
+      worker.seen[static_cast<size_t>(first / kBlockTokens)] >> first % kBlockTokens & full;
+  if (mask == 0) return 0;
+  const uint64_t visible = full & BlockMask(0, state.tokens - first);
+  return (mask & visible) == visible ? full : mask & visible;
 }
 
 SelectCall::ListCounts SelectCall::MakeList(int64_t row, int64_t kv_head, const Worker& worker) {

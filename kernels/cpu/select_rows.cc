@@ -1,4 +1,5 @@
 // What the rows of a call do, and their queries.
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -40,11 +41,19 @@ SelectCall::SelectCall(const SelectKeysArgs& args, const SelectKernels& kernels,
   }
   if (!scores_keys_) slab_bytes_ = args.metadata.SlabBytes();
   entry_tokens_ = scores_keys_ ? 1 : layout_.entry_tokens;
+  const bool best = path.reduce == ReduceKind::kMax && path.pool != PoolKind::kSum &&
+                    path.pool != PoolKind::kMean;
+  pools_pages_ = best && !normalises_ && !path.head_thresholds && entry_tokens_ == 1 &&
+                 path.owner == OwnerKind::kKvHead && page_tokens_ == kBlockTokens &&
+                 path.unit_tokens == kBlockTokens;
   plain_floats_ = query_rows_ * head_dim_;
   scored_floats_ = scores_keys_ ? 0 : query_rows_ * layout_.vectors * layout_.width;
   query_floats_ = plain_floats_ + scored_floats_ + query_rows_ * (1 + 2);
   scratch.rows.assign(static_cast<size_t>(rows()), Row{});
   scratch.queries.resize(static_cast<size_t>(rows() * query_floats_));
+  pairs_ = !scores_keys_ && layout_.lanes && layout_.width % 2 == 0 && heads_ == group_ &&
+           args.q.dtype() == DType::kBF16;
+  if (pairs_) scratch.pairs.resize(static_cast<size_t>(rows() * scored_floats_ / 2));
 }
 
 Status SelectCall::PlanRow(int64_t row) {
@@ -103,6 +112,7 @@ void SelectCall::ConvertQueries(int64_t row, const Row& state) {
     }
   }
   if (!scores_keys_) ScoreQueries(plain, plain + plain_floats_);
+  if (pairs_) PairQueries(row, plain + plain_floats_);
   float* sums = plain + plain_floats_ + scored_floats_;  // [query rows], then of scored ones
   for (int64_t i = 0; i < query_rows_; ++i) {
     sums[i] = 0.0f;
@@ -130,6 +140,14 @@ void SelectCall::ScoreQueries(const float* plain, float* to) const {
         *sums++ = sum;
       }
     }
+  }
+}
+
+void SelectCall::PairQueries(int64_t row, const float* scored) {
+  uint32_t* to = scratch_.pairs.data() + row * scored_floats_ / 2;
+  for (int64_t i = 0; i < scored_floats_ / 2; ++i) {
+    to[i] = std::bit_cast<uint32_t>(scored[2 * i]) >> 16 |
+            (std::bit_cast<uint32_t>(scored[2 * i + 1]) & 0xffff0000u);
   }
 }
 
@@ -168,16 +186,31 @@ bool SelectCall::ScoresHeads(int64_t row, int64_t owner) const {
 }
 
 int64_t SelectCall::ScoreFloats(const Row& row) const {
-  if (row.act != Row::Act::kChoose) return 0;
+  if (row.act != Row::Act::kChoose || pools_pages_) return 0;
   return query_rows_ * RoundUp(row.pages * page_tokens_ / entry_tokens_, 16);
+}
+
+// An owner without chunks has one task all the same, to make its lists.
+void SelectCall::AddTasks(int64_t row, int64_t owner, int64_t choice, int64_t chunks) {
+  scratch_.chunks_left[static_cast<size_t>(choice)] = static_cast<int32_t>(chunks);
+  for (int64_t chunk = chunks == 0 ? kNoChunk : 0; chunk < chunks; ++chunk) {
+    scratch_.tasks.push_back({static_cast<int32_t>(row), static_cast<int32_t>(owner),
+                              static_cast<int32_t>(choice), static_cast<int32_t>(chunk)});
+  }
 }
 
 void SelectCall::LayOut(int64_t begin, int64_t end) {
   int64_t scores = 0, stats = 0, units = 0;
   scratch_.tasks.clear();
+  scratch_.chunks_left.assign(static_cast<size_t>((end - begin) * owners_), 0);
   for (int64_t row = begin; row < end; ++row) {
     Row& state = StateOf(row);
-    if (state.act != Row::Act::kChoose) continue;
+    const bool chooses = state.act == Row::Act::kChoose;
+    for (int64_t owner = 0; owner < owners_; ++owner) {
+      const int64_t chunks = chooses && ScoresHeads(row, owner) ? state.chunks : 0;
+      AddTasks(row, owner, (row - begin) * owners_ + owner, chunks);
+    }
+    if (!chooses) continue;
     state.score_at = scores;
     state.score_stride = ScoreFloats(state) / query_rows_;
     state.stat_at = stats;
@@ -186,13 +219,6 @@ void SelectCall::LayOut(int64_t begin, int64_t end) {
     scores += ScoreFloats(state);
     stats += 2 * query_rows_ * state.chunks;
     units += UnitRows() * state.units;
-    for (int64_t owner = 0; owner < owners_; ++owner) {
-      const int64_t chunks = ScoresHeads(row, owner) ? state.chunks : 0;
-      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-        scratch_.tasks.push_back(
-            {static_cast<int32_t>(row), static_cast<int32_t>(owner), static_cast<int32_t>(chunk)});
-      }
-    }
   }
   const auto grow = [](std::vector<float>& floats, int64_t count) {
     if (floats.size() < static_cast<size_t>(count)) floats.resize(static_cast<size_t>(count));

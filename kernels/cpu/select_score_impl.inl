@@ -1,5 +1,6 @@
 // The body of SelectKernels, included once by each select_score_<isa>.cc with LACUNA_ISA naming its
-// namespace, LACUNA_TABLE its table and LACUNA_LANES the floats of a vector.
+// namespace, LACUNA_TABLE its table and LACUNA_LANES the floats of a vector; LACUNA_BF16 where
+// there is VDPBF16PS.
 //
 // Nothing here may call an inline function of a shared header: the linker could keep the copy that
 // this instruction set compiled and hand it to a processor without it.
@@ -22,6 +23,11 @@ constexpr int kTile = 4;  // entries of score_vectors
 constexpr int64_t kLine = 64;
 constexpr int64_t kFetchPages = 4;
 
+template <int kValue>
+struct Count final {
+  static constexpr int value = kValue;
+};
+
 inline const uint8_t* BytesOf(const std::byte* from) {
   return reinterpret_cast<const uint8_t*>(from);
 }
@@ -29,6 +35,20 @@ inline float LoadBf16(const uint8_t* from) {
   uint16_t bits;
   __builtin_memcpy(&bits, from, sizeof(bits));
   return __builtin_bit_cast(float, static_cast<uint32_t>(bits) << 16);
+}
+
+// All heads, kHeads at a time: fn(first head, how many, as a constant).
+template <typename Fn>
+inline void ForHeads(int heads, Fn&& fn) {
+  int head = 0;
+  for (; head + kHeads <= heads; head += kHeads) fn(head, Count<kHeads>());
+  if constexpr (kHeads == 4) {
+    if (heads - head >= 2) {
+      fn(head, Count<2>());
+      head += 2;
+    }
+  }
+  if (head < heads) fn(head, Count<1>());
 }
 
 // kTile entries: their codes and scales.
@@ -79,28 +99,12 @@ void VectorTile(const ScoreJob& job, const VectorEntries& entries, int head, flo
   }
 }
 
-template <int kBits>
-void VectorHeads(const ScoreJob& job, const VectorEntries& entries, float* to) {
-  int head = 0;
-  for (; head + kHeads <= job.heads; head += kHeads) {
-    VectorTile<kBits, kHeads>(job, entries, head, to);
-  }
-  if constexpr (kHeads == 4) {
-    if (job.heads - head >= 2) {
-      VectorTile<kBits, 2>(job, entries, head, to);
-      head += 2;
-    }
-  }
-  if (head < job.heads) VectorTile<kBits, 1>(job, entries, head, to);
-}
-
 // Pages lie anywhere, so what the processor would not guess is fetched ahead. g++ drops calls of a
 // function that only prefetches, unless it inlines them first.
 __attribute__((always_inline)) inline void FetchPage(const ScoreJob& job, int64_t page) {
   if (page >= job.pages) return;
   const uint8_t* slab = BytesOf(job.slabs[page]);
-  const int64_t bytes = job.scales_at + 4 * job.entries * job.vectors;
-  for (int64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(slab + at);
+  for (int64_t at = 0; at < job.read_bytes; at += kLine) __builtin_prefetch(slab + at);
 }
 
 template <int kBits>
@@ -119,67 +123,154 @@ void ScoreVectorsOf(const ScoreJob& job) {
       entry = entry + 1 == job.entries ? 0 : entry + 1;
       page += entry == 0 ? 1 : 0;
     }
-    VectorHeads<kBits>(job, entries, job.scores + first);
+    ForHeads(job.heads, [&](int head, auto some) {
+      VectorTile<kBits, some.value>(job, entries, head, job.scores + first);
+    });
   }
 }
 
-// kRun vectors of entries side by side. A pair source yields two channels per load.
-template <int kBits, bool kPairs, int kCount, int kRun>
-void LaneTile(const ScoreJob& job, const uint8_t* slab, int lane, int head, float* to) {
-  for (int v = 0; v < job.vectors; ++v) {
-    const float* q = job.q + (v * job.heads + head) * job.width;
-    V sums[kRun][kCount] = {};
-    for (int c = 0; c < job.width; c += kPairs ? 2 : 1) {
-      const uint8_t* row = slab + v * job.vector_bytes + (kPairs ? c / 2 : c) * job.row_bytes;
-      V even[kRun], odd[kRun];
-      for (int r = 0; r < kRun; ++r) {
-        const int at = lane + r * kLanes;
-        if constexpr (kPairs) {
-          LoadPairs(row + 4 * at, &even[r], &odd[r]);
-        } else {
-          even[r] = LoadCodes<kBits>(row + at / kGroup * (kGroup * kBits / 8), at % kGroup);
-        }
-      }
-      for (int h = 0; h < kCount; ++h) {
-        const V first = Splat(q[h * job.width + c]);
-        for (int r = 0; r < kRun; ++r) sums[r][h] += even[r] * first;
-        if constexpr (kPairs) {
-          const V second = Splat(q[h * job.width + c + 1]);
-          for (int r = 0; r < kRun; ++r) sums[r][h] += odd[r] * second;
-        }
-      }
+#ifdef LACUNA_BF16
+// As SumLanes<4, false, kCount, 4> over a page of 64 entries, two channels at a time. Of the bytes
+// of both, side by side, a low half is an entry of the group's first eight, a high half one of its
+// last eight.
+template <int kCount>
+inline void SumFours(const ScoreJob& job, const uint8_t* codes, const uint32_t* q,
+                     V (&sums)[4][kCount]) {
+  alignas(64) static constexpr uint16_t kIntegers[32] = {
+      0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0,   // 0 to 7 in bf16
+      0x4100, 0x4110, 0x4120, 0x4130, 0x4140, 0x4150, 0x4160, 0x4170,   // 8 to 15
+      0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0,   // VPERMW looks at 5 bits
+      0x4100, 0x4110, 0x4120, 0x4130, 0x4140, 0x4150, 0x4160, 0x4170};  // of an index
+  const __m512i integers = _mm512_load_si512(kIntegers);
+  const int64_t pairs = job.width / 2;
+  V halves[4][kCount];  // of groups 0 and 2: first eight, last eight; of groups 1 and 3 the same
+  for (int i = 0; i < 4 * kCount; ++i) halves[i / kCount][i % kCount] = Splat(0.0f);
+  for (int64_t c = 0; c < pairs; ++c, codes += 2 * job.row_bytes) {
+    const __m256i even = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
+    const __m256i odd = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + job.row_bytes));
+    const __m512i low = _mm512_cvtepu8_epi16(_mm256_unpacklo_epi8(even, odd));
+    const __m512i high = _mm512_cvtepu8_epi16(_mm256_unpackhi_epi8(even, odd));
+    const __m512i index[4] = {low, _mm512_srli_epi16(low, 4), high, _mm512_srli_epi16(high, 4)};
+    __m512bh x[4];
+    for (int i = 0; i < 4; ++i) {
+      x[i] = __builtin_bit_cast(__m512bh, _mm512_permutexvar_epi16(index[i], integers));
     }
+    for (int h = 0; h < kCount; ++h) {
+      const auto pair =
+          __builtin_bit_cast(__m512bh, _mm512_set1_epi32(static_cast<int32_t>(q[h * pairs + c])));
+      for (int i = 0; i < 4; ++i) halves[i][h] = _mm512_dpbf16_ps(halves[i][h], x[i], pair);
+    }
+  }
+#pragma GCC unroll 8
+  for (int h = 0; h < kCount; ++h) {
+    for (int i = 0; i < 2; ++i) {
+      const V first = halves[2 * i][h], last = halves[2 * i + 1][h];
+      sums[i][h] = _mm512_shuffle_f32x4(first, last, 0x44);
+      sums[i + 2][h] = _mm512_shuffle_f32x4(first, last, 0xee);
+    }
+  }
+}
+#endif
+
+// Sums of code times query over the channels of kRun vectors of entries, from `lane` on, for kCount
+// heads; queries begin at q_at. A pair source yields two channels per load.
+template <int kBits, bool kPairs, int kCount, int kRun>
+inline void SumLanes(const ScoreJob& job, const uint8_t* codes, int64_t q_at, int lane,
+                     V (&sums)[kRun][kCount]) {
+#ifdef LACUNA_BF16
+  if constexpr (kBits == 4 && kRun == 4) {
+    if (job.q_pairs != nullptr) return SumFours(job, codes, job.q_pairs + q_at / 2, sums);
+  }
+#endif
+  const float* q = job.q + q_at;
+  for (int i = 0; i < kRun * kCount; ++i) sums[i / kCount][i % kCount] = Splat(0.0f);
+  for (int c = 0; c < job.width; c += kPairs ? 2 : 1) {
+    const uint8_t* row = codes + (kPairs ? c / 2 : c) * job.row_bytes;
+    V even[kRun], odd[kRun];
     for (int r = 0; r < kRun; ++r) {
       const int at = lane + r * kLanes;
-      const int64_t scale_at = 2 * (static_cast<int64_t>(v) * job.entries + at / kGroup * kGroup);
+      if constexpr (kPairs) {
+        LoadPairs(row + 4 * at, &even[r], &odd[r]);
+      } else {
+        even[r] = LoadCodes<kBits>(row + at / kGroup * (kGroup * kBits / 8), at % kGroup);
+      }
+    }
+    for (int h = 0; h < kCount; ++h) {
+      const V first = Splat(q[h * job.width + c]);
+      for (int r = 0; r < kRun; ++r) sums[r][h] += even[r] * first;
+      if constexpr (kPairs) {
+        const V second = Splat(q[h * job.width + c + 1]);
+        for (int r = 0; r < kRun; ++r) sums[r][h] += odd[r] * second;
+      }
+    }
+  }
+}
+
+template <int kBits, bool kPairs, int kCount, int kRun>
+void LaneTile(const ScoreJob& job, const uint8_t* slab, int lane, int head, float* to,
+              int64_t stride) {
+  for (int v = 0; v < job.vectors; ++v) {
+    const int64_t q_at = (int64_t{v} * job.heads + head) * job.width;
+    const uint8_t* codes = slab + v * job.vector_bytes;
+    V sums[kRun][kCount];
+    SumLanes<kBits, kPairs>(job, codes, q_at, lane, sums);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRun; ++r) {
+      const int at = lane + r * kLanes;
+      V scales = Splat(job.scale), zeros = scales;
+      if constexpr (kBits < 16) {
+        const int64_t scale_at = 2 * (static_cast<int64_t>(v) * job.entries + at / kGroup * kGroup);
+        scales *= LoadCodes<16>(slab + job.scales_at + scale_at, at % kGroup);
+        zeros *= LoadCodes<16>(slab + job.zeros_at + scale_at, at % kGroup);
+      }
+#pragma GCC unroll 8
       for (int h = 0; h < kCount; ++h) {
-        V x = sums[r][h];
-        if constexpr (kBits < 16) {
-          const V scales = LoadCodes<16>(slab + job.scales_at + scale_at, at % kGroup);
-          const V zeros = LoadCodes<16>(slab + job.zeros_at + scale_at, at % kGroup);
-          x = x * scales + zeros * Splat(job.q_sums[v * job.heads + head + h]);
-        }
-        float* out = to + (head + h) * job.stride + at;
-        x *= Splat(job.scale);
+        V x = sums[r][h] * scales;
+        if constexpr (kBits < 16) x += zeros * Splat(job.q_sums[v * job.heads + head + h]);
+        float* out = to + h * stride + r * kLanes;
         StoreFloats(out, v == 0 ? x : x + LoadFloats(out));
       }
     }
   }
 }
 
+// The best score of a page's first `entries`, by tiles whose scores stay in the first-level cache.
+template <int kBits, bool kPairs, int kRun>
+float BestOfPage(const ScoreJob& job, const uint8_t* slab, int entries) {
+  constexpr int kWidth = kRun * kLanes;
+  constexpr float kNone = -__builtin_inff();
+  alignas(64) float scores[kHeads * kWidth];
+  V best = Splat(kNone);
+  for (int lane = 0; lane < entries; lane += kWidth) {
+    ForHeads(job.heads, [&](int head, auto some) {
+      LaneTile<kBits, kPairs, some.value, kRun>(job, slab, lane, head, scores, kWidth);
+      for (int h = 0; h < some.value; ++h) {
+        float* row = scores + h * kWidth;
+        for (int e = entries - lane; e < kWidth; ++e) row[e] = kNone;
+        for (int r = 0; r < kRun; ++r) best = Larger(best, LoadFloats(row + r * kLanes));
+      }
+    });
+  }
+  return LargestLane(best);
+}
+
 template <int kBits, bool kPairs, int kRun>
 void ScoreLanesOf(const ScoreJob& job) {
+  for (int64_t page = 0; page < kFetchPages; ++page) FetchPage(job, page);
   for (int64_t page = 0; page < job.pages; ++page) {
+    FetchPage(job, page + kFetchPages);
     const uint8_t* slab = BytesOf(job.slabs[page]);
-    float* to = job.scores + page * job.entries;
+    if (job.best != nullptr) {
+      const int64_t left = job.count - page * job.entries;
+      const int entries = left < job.entries ? static_cast<int>(left) : job.entries;
+      job.best[page] = BestOfPage<kBits, kPairs, kRun>(job, slab, entries);
+      continue;
+    }
     for (int lane = 0; lane < job.entries; lane += kRun * kLanes) {
-      int head = 0;
-      for (; head + kHeads <= job.heads; head += kHeads) {
-        LaneTile<kBits, kPairs, kHeads, kRun>(job, slab, lane, head, to);
-      }
-      for (; head < job.heads; ++head) {
-        LaneTile<kBits, kPairs, 1, kRun>(job, slab, lane, head, to);
-      }
+      ForHeads(job.heads, [&](int head, auto some) {
+        float* to = job.scores + page * job.entries + head * job.stride + lane;
+        LaneTile<kBits, kPairs, some.value, kRun>(job, slab, lane, head, to, job.stride);
+      });
     }
   }
 }

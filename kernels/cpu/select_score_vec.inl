@@ -1,5 +1,6 @@
 // Vectors of one instruction set for select_score_impl.inl: V of kLanes floats, loads of codes in
-// groups of 16 (metadata_layout.h), and four horizontal sums at once. LACUNA_LANES: 4, 8 or 16.
+// groups of 16 (metadata_layout.h), four horizontal sums at once, and maxima. LACUNA_LANES: 4, 8 or
+// 16.
 #if LACUNA_LANES == 16
 using V = __m512;
 inline V Splat(float x) { return _mm512_set1_ps(x); }
@@ -9,6 +10,17 @@ inline V LowHalves(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32
 inline V OfBytes(__m128i codes) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(codes)); }
 inline __m128i Bytes128(const uint8_t* from) {
   return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+}
+
+// VPERMPS looks at the low 4 bits of an index: a table makes floats of codes without a mask and a
+// conversion.
+template <int kBits>
+inline V OfLowBits(__m512i x) {
+  constexpr int kMask = (1 << kBits) - 1;
+  const V table =
+      _mm512_setr_ps(0, 1, 2, 3, 4 & kMask, 5 & kMask, 6 & kMask, 7 & kMask, 8 & kMask, 9 & kMask,
+                     10 & kMask, 11 & kMask, 12 & kMask, 13 & kMask, 14 & kMask, 15 & kMask);
+  return _mm512_permutexvar_ps(x, table);
 }
 
 // Codes `lane` to `lane` + kLanes of a group.
@@ -22,16 +34,19 @@ inline V LoadCodes(const uint8_t* group, int /*lane*/) {
   } else if constexpr (kBits == 8) {
     return OfBytes(Bytes128(group));
   } else if constexpr (kBits == 4) {
-    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(group));
-    const __m128i low = _mm_set1_epi8(15);
-    return OfBytes(_mm_unpacklo_epi64(_mm_and_si128(bytes, low),
-                                      _mm_and_si128(_mm_srli_epi16(bytes, 4), low)));
+    int64_t bytes;
+    __builtin_memcpy(&bytes, group, sizeof(bytes));
+    const __m512i each = _mm512_cvtepu8_epi32(_mm_set1_epi64x(bytes));
+    return OfLowBits<4>(
+        _mm512_srlv_epi32(each, _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 4, 4, 4, 4, 4, 4, 4, 4)));
   } else {
-    const __m128i bytes = _mm_broadcastd_epi32(_mm_loadu_si32(group));
-    return OfBytes(
-        _mm_and_si128(_mm_srlv_epi32(bytes, _mm_setr_epi32(0, 2, 4, 6)), _mm_set1_epi8(3)));
+    const __m512i each = _mm512_cvtepu8_epi32(_mm_broadcastd_epi32(_mm_loadu_si32(group)));
+    return OfLowBits<2>(
+        _mm512_srlv_epi32(each, _mm512_setr_epi32(0, 0, 0, 0, 2, 2, 2, 2, 4, 4, 4, 4, 6, 6, 6, 6)));
   }
 }
+inline V Larger(V a, V b) { return _mm512_max_ps(a, b); }  // b when one is NaN
+inline float LargestLane(V x) { return _mm512_reduce_max_ps(x); }
 // Both channels of 16 keys of a bf16 pool.
 inline void LoadPairs(const uint8_t* from, V* even, V* odd) {
   const __m512i pairs = _mm512_loadu_si512(from);
@@ -72,6 +87,12 @@ inline V LoadCodes(const uint8_t* group, int lane) {
     return OfBytes(lane == 0 ? codes : _mm_srli_si128(codes, 8));
   }
 }
+inline V Larger(V a, V b) { return _mm256_max_ps(a, b); }
+inline float LargestLane(V x) {
+  __m128 half = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  half = _mm_max_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
+}
 inline void LoadPairs(const uint8_t* from, V* even, V* odd) {
   const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
   *even = LowHalves(pairs);
@@ -103,6 +124,11 @@ inline V LoadCodes(const uint8_t* group, int lane) {
     }
     return _mm_loadu_ps(codes);
   }
+}
+inline V Larger(V a, V b) { return _mm_max_ps(a, b); }
+inline float LargestLane(V x) {
+  const V half = _mm_max_ps(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(_mm_max_ss(half, _mm_shuffle_ps(half, half, 1)));
 }
 inline void LoadPairs(const uint8_t* from, V* even, V* odd) {
   const __m128i pairs = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));

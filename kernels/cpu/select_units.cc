@@ -1,4 +1,5 @@
 // Scores of entries, their softmax, their sums over query heads and units.
+#include <atomic>
 #include <cmath>
 
 #include "kernels/cpu/select_call.h"
@@ -29,6 +30,7 @@ void SelectCall::RunScores(const MetadataLayout& layout, bool keys, ScoreJob& jo
     job.vector_bytes = layout.vector_bytes;
     job.scales_at = layout.scales_at;
     job.zeros_at = layout.zeros_at;
+    job.read_bytes = layout.bytes();
     return layout.lanes ? kernels_.score_lanes(job) : kernels_.score_vectors(job);
   }
   const bool f32 = args_.pool.dtype == DType::kF32;
@@ -40,38 +42,53 @@ void SelectCall::RunScores(const MetadataLayout& layout, bool keys, ScoreJob& jo
   f32 ? kernels_.score_lanes(job) : kernels_.score_pairs(job);
 }
 
-void SelectCall::ScoreChunk(const SelectKeysScratch::Task& task, Worker& worker) {
-  Row& state = StateOf(task.row);
+void SelectCall::ScoreHead(const SelectKeysScratch::Task& task, int64_t kv_head, Worker& worker) {
+  const Row& state = StateOf(task.row);
   const int64_t pages = kChunkTokens / page_tokens_;
   const int64_t first_page = task.chunk * pages;
   const int64_t first = task.chunk * (kChunkTokens / entry_tokens_);
-  const int64_t count = std::min(kChunkTokens / entry_tokens_, EntriesOf(state) - first);
   const float* plain = scratch_.queries.data() + state.query_at;
   const float* scored = plain + plain_floats_;
   const float* sums = scored + scored_floats_ + query_rows_;
+  FillPages(state, first_page, std::min(first_page + pages, state.pages), kv_head, !scores_keys_,
+            worker);
+  const int64_t width = heads_ * layout_.vectors * layout_.width;
+  ScoreJob job{};
+  job.slabs = worker.slabs.data();
+  job.pages = static_cast<int64_t>(worker.slabs.size());
+  job.heads = static_cast<int32_t>(heads_);
+  job.q = scores_keys_ ? plain + kv_head * heads_ * head_dim_ : scored + kv_head * width;
+  if (pairs_) {
+    job.q_pairs = scratch_.pairs.data() +
+                  (task.row * query_rows_ * layout_.vectors * layout_.width + kv_head * width) / 2;
+  }
+  job.q_sums = sums + kv_head * layout_.vectors * heads_;
+  job.scale = args_.scale;
+  job.count = std::min(kChunkTokens / entry_tokens_, EntriesOf(state) - first);
+  if (pools_pages_) {
+    job.best = UnitScores(state, task.owner) + first_page;
+  } else {
+    job.stride = state.score_stride;
+    job.scores = scratch_.scores.data() + state.score_at + kv_head * heads_ * job.stride + first;
+  }
+  RunScores(layout_, scores_keys_, job);
+  for (int64_t h = 0; normalises_ && h < heads_; ++h) {
+    float* stat = scratch_.stats.data() + state.stat_at +
+                  2 * ((kv_head * heads_ + h) * state.chunks + task.chunk);
+    kernels_.max_sum(job.scores + h * job.stride, job.count, stat, stat + 1);
+  }
+}
+
+bool SelectCall::ScoreChunk(const SelectKeysScratch::Task& task, Worker& worker) {
+  if (task.chunk == kNoChunk) return true;
   const OwnerHeads heads = HeadsOf(task.owner);
   for (int64_t kv = heads.first; kv < heads.end; ++kv) {
-    if (HasWindow(task.row, kv)) continue;
-    FillPages(state, first_page, std::min(first_page + pages, state.pages), kv, !scores_keys_,
-              worker);
-    const int64_t width = heads_ * layout_.vectors * layout_.width;
-    ScoreJob job{};
-    job.slabs = worker.slabs.data();
-    job.pages = static_cast<int64_t>(worker.slabs.size());
-    job.heads = static_cast<int32_t>(heads_);
-    job.q = scores_keys_ ? plain + kv * heads_ * head_dim_ : scored + kv * width;
-    job.q_sums = sums + kv * layout_.vectors * heads_;
-    job.scale = args_.scale;
-    job.stride = state.score_stride;
-    job.scores = scratch_.scores.data() + state.score_at + kv * heads_ * job.stride + first;
-    RunScores(layout_, scores_keys_, job);
-    for (int64_t h = 0; normalises_ && h < heads_; ++h) {
-      float* stat = scratch_.stats.data() + state.stat_at +
-                    2 * ((kv * heads_ + h) * state.chunks + task.chunk);
-      kernels_.max_sum(job.scores + h * job.stride, count, stat, stat + 1);
-    }
+    if (!HasWindow(task.row, kv)) ScoreHead(task, kv, worker);
   }
-  if (!normalises_) ReduceChunk(task, worker);
+  if (!normalises_ && !pools_pages_) ReduceChunk(task, worker);
+  // The last one sees what the others wrote.
+  std::atomic_ref<int32_t> left(scratch_.chunks_left[static_cast<size_t>(task.choice)]);
+  return left.fetch_sub(1, std::memory_order_acq_rel) == 1;
 }
 
 void SelectCall::FinishSoftmax(int64_t row) {
@@ -92,6 +109,7 @@ void SelectCall::FinishSoftmax(int64_t row) {
 }
 
 void SelectCall::ReduceChunk(const SelectKeysScratch::Task& task, Worker& worker) {
+  if (task.chunk == kNoChunk) return;
   Row& state = StateOf(task.row);
   const int64_t per_chunk = kChunkTokens / entry_tokens_;
   const int64_t first = task.chunk * per_chunk;

@@ -142,11 +142,53 @@ TEST_P(SelectKeysTest, EveryPrecisionAndEntry) {
                       .score = ScoreKind::kDot,
                       .select = SelectKind::kTopK};
       ASSERT_NO_FATAL_FAILURE(ExpectPath(path, {2, 4, 48, page}, {64, 700, 17, 1}));
+      DecodePath pages = path;  // the best key of a page, of all heads
+      pages.unit_tokens = 64;
+      pages.pool = PoolKind::kMax;
+      ASSERT_NO_FATAL_FAILURE(ExpectPath(pages, {2, 7, 48, page}, {64, 700, 17, 1}));
       path.metadata = Spec(MetadataKind::kLowBit, precision, 1);
       path.normalise = true;
       path.select = SelectKind::kTopP;
       ASSERT_NO_FATAL_FAILURE(ExpectPath(path, {2, 3, 32, page}, {64, 700, 17, 1}));
     }
+  }
+}
+
+// The shapes of profiles, of which a GPU's kernels know the numbers; units of several tiles.
+TEST_P(SelectKeysTest, ShapesOfProfiles) {
+  const auto labels = [](int channels) {
+    return Spec(MetadataKind::kLabels, MetadataPrecision::kInt4, 1, 1, channels);
+  };
+  struct Case final {
+    MetadataSpec spec;
+    SelectShape shape;
+    PoolKind pool = PoolKind::kMax;
+    ReduceKind reduce = ReduceKind::kMax;
+  };
+  const std::vector<Case> cases = {
+      {labels(32), {2, 4, 128, 64}},
+      {labels(32), {1, 7, 64, 64}, PoolKind::kSum, ReduceKind::kMean},
+      {labels(16), {2, 3, 64, 64}},
+      {labels(16), {1, 8, 64, 64}, PoolKind::kMean, ReduceKind::kSum},
+      {kLowBit4, {1, 4, 128, 64}},
+      {kLowBit4, {2, 2, 64, 64}},
+      {kLowBit4, {1, 5, 64, 64}, PoolKind::kSum, ReduceKind::kMax},
+      {kLowBit4, {2, 4, 32, 64}, PoolKind::kMax, ReduceKind::kSum},
+      {Spec(MetadataKind::kMinMax, MetadataPrecision::kInt8, 64), {1, 4, 128, 64}},
+      {Spec(MetadataKind::kMean, MetadataPrecision::kInt8, 16), {2, 6, 128, 16}, PoolKind::kMean}};
+  for (const Case& one : cases) {
+    DecodePath path{
+        .metadata = one.spec,
+        .refine_metadata = {},
+        .unit_tokens = 64,
+        .score = one.spec.kind == MetadataKind::kMinMax ? ScoreKind::kBound : ScoreKind::kDot,
+        .pool = one.pool,
+        .reduce = one.reduce,
+        .select = SelectKind::kTopK};
+    ASSERT_NO_FATAL_FAILURE(ExpectPath(path, one.shape, {1, 65, 1500, 300, 64}));
+    path.select = SelectKind::kThreshold;
+    path.head_thresholds = true;
+    ASSERT_NO_FATAL_FAILURE(ExpectPath(path, one.shape, {700, 129}));
   }
 }
 
