@@ -1,5 +1,6 @@
 // Speed of SelectKeys at an 8B model's shapes (32 query heads, 8 kv heads of 128 channels, pages of
-// 64): scoring by bounds of int8, the choice among the scores, both, and AppendMetadata.
+// 64): scoring by bounds of int8 and by labels and whole keys of 4 bits, the choice among the
+// scores, both, and AppendMetadata.
 //
 // gpu_select_bench: the time of a call within a graph of many (median, 10th to 90th percentile) and
 // the rate of the bytes that have to move; metadata rotates so that L2 does not hold it.
@@ -61,12 +62,35 @@ MetadataSpec BoundsOf(int32_t sub_tokens) {
           .window_tokens = sub_tokens};
 }
 
+MetadataSpec CodesOf(MetadataKind kind, int32_t channels) {
+  return {.kind = kind,
+          .precision = MetadataPrecision::kInt4,
+          .sub_tokens = 1,
+          .window_tokens = 1,
+          .channels = channels};
+}
+// Every `head_dim / channels`-th channel, of each head.
+std::vector<int16_t> ChannelsOf(const MetadataSpec& spec) {
+  std::vector<int16_t> channels;
+  const int64_t each = spec.channels > 0 ? kHeadDim / spec.channels : 0;
+  for (int64_t i = 0; i < kKvHeads * spec.channels; ++i) {
+    const int64_t head = i / spec.channels;
+    channels.push_back(static_cast<int16_t>(i % spec.channels * each + head % each));
+  }
+  if (channels.empty()) channels.push_back(0);
+  return channels;
+}
+
 // Sequences of one length whose pages lie anywhere.
 class Batch final {
  public:
-  Batch(int64_t rows, int64_t tokens, int32_t sub_tokens, int64_t budget_tokens)
-      : rows_(rows), tokens_(tokens), pages_(rows * tokens / kPageTokens), sub_(sub_tokens) {
-    const MetadataPool pool{nullptr, BoundsOf(sub_tokens), pages_, kKvHeads, kHeadDim, kPageTokens};
+  Batch(int64_t rows, int64_t tokens, const MetadataSpec& spec, int64_t budget_tokens)
+      : rows_(rows),
+        tokens_(tokens),
+        pages_(rows * tokens / kPageTokens),
+        spec_(spec),
+        unit_(std::max(spec.sub_tokens, spec.kind == MetadataKind::kMinMax ? 1 : 64)) {
+    const MetadataPool pool{nullptr, spec, pages_, kKvHeads, kHeadDim, kPageTokens};
     sets_ = std::clamp(static_cast<int64_t>(kRotateBytes / static_cast<double>(pool.Bytes())) + 1,
                        int64_t{2}, int64_t{64});
     metadata_ = DeviceVector<std::byte>(static_cast<size_t>(sets_ * pool.Bytes()));
@@ -82,19 +106,21 @@ class Batch final {
   }
 
   double MetadataBytes() const {  // without padding
-    return static_cast<double>(pages_ * kKvHeads * BoundsOf(sub_).PageBytes(kHeadDim, kPageTokens));
+    return static_cast<double>(pages_ * kKvHeads * spec_.PageBytes(kHeadDim, kPageTokens));
   }
   SelectKeysArgs Args(int64_t set) const {
     SelectKeysArgs args;
     args.q = {q_.data(), DType::kBF16, {rows_, kQHeads, kHeadDim}};
     args.pool = {metadata_.data(), DType::kBF16, pages_, kKvHeads, kHeadDim, kPageTokens};
-    args.metadata = {nullptr, BoundsOf(sub_), pages_, kKvHeads, kHeadDim, kPageTokens};
+    args.metadata = {nullptr, spec_, pages_, kKvHeads, kHeadDim, kPageTokens, channels_.data()};
     args.metadata.data = metadata_.data() + set % sets_ * args.metadata.Bytes();
     args.positions = {positions_.data(), DType::kI32, {rows_}};
     args.pages = {pages_list_.data(), logical_.data(), begins_.data(), begins_.data() + 1, rows_};
-    args.path.metadata = BoundsOf(sub_);
-    args.path.unit_tokens = sub_;
-    args.path.score = kernels::ScoreKind::kBound;
+    args.path.metadata = spec_;
+    args.path.unit_tokens = unit_;
+    args.path.score =
+        spec_.kind == MetadataKind::kMinMax ? kernels::ScoreKind::kBound : kernels::ScoreKind::kDot;
+    args.path.pool = kernels::PoolKind::kMax;
     args.path.select = kernels::SelectKind::kTopK;
     args.rows = dials_.data();
     args.scale = 0.088f;
@@ -124,10 +150,10 @@ class Batch final {
     for (int64_t row = 0; row <= rows_; ++row) begins.push_back(row * each);
     SelectRow dials;
     dials.counts = {.dense = false,
-                    .units = static_cast<int32_t>(tokens_ / sub_),
+                    .units = static_cast<int32_t>(tokens_ / unit_),
                     .sink_units = 1,
                     .local_units = 4};
-    dials.counts.ranked_units_max = static_cast<int32_t>(budget_tokens / sub_) - 5;
+    dials.counts.ranked_units_max = static_cast<int32_t>(budget_tokens / unit_) - 5;
     dials.counts.ranked_units_min = dials.counts.ranked_units_max;
     std::vector<SelectRow> rows(static_cast<size_t>(rows_), dials);
     for (size_t i = 0; i < rows.size(); ++i) rows[i].choice = static_cast<int32_t>(i);
@@ -140,12 +166,14 @@ class Batch final {
   }
 
   int64_t rows_, tokens_, pages_, sets_ = 1;
-  int32_t sub_;
+  MetadataSpec spec_;
+  int32_t unit_;
   size_t lists_ = static_cast<size_t>(rows_ * kKvHeads);
   size_t entries_ = static_cast<size_t>(pages_ * kKvHeads);
   DeviceVector<std::byte> metadata_{0}, workspace_{0};
   DeviceVector<uint16_t> q_{static_cast<size_t>(rows_ * kQHeads * kHeadDim)};
   DeviceVector<int32_t> pages_list_{0}, logical_{0}, positions_{0};
+  DeviceVector<int16_t> channels_{ChannelsOf(spec_)};
   DeviceVector<int64_t> begins_{0};
   DeviceVector<SelectRow> dials_{0};
   DeviceVector<uint64_t> masks_{entries_}, out_masks_{entries_};
@@ -184,24 +212,26 @@ void RunBatch(const Batch& batch, const std::string& entry, cudaStream_t stream)
 }
 
 // `count` new tokens: of one prompt, or of as many sequences.
-void RunAppend(int64_t count, bool prompt, int32_t sub_tokens, cudaStream_t stream) {
+void RunAppend(int64_t count, bool prompt, const std::string& what, const MetadataSpec& spec,
+               cudaStream_t stream) {
   const int64_t pages = prompt ? count / kPageTokens : count;
   constexpr int64_t kSets = 8;
   const KvPool keys{nullptr, DType::kBF16, pages, kKvHeads, kHeadDim, kPageTokens};
   const DeviceVector<std::byte> key_memory(static_cast<size_t>(kSets * keys.Bytes()));
   FillBf16<<<1024, 256>>>(reinterpret_cast<uint16_t*>(key_memory.data()), kSets * keys.Bytes() / 2);
-  const MetadataPool metadata{nullptr,  BoundsOf(sub_tokens), pages, kKvHeads,
-                              kHeadDim, kPageTokens};
+  const DeviceVector<int16_t> channels(ChannelsOf(spec));
+  const MetadataPool metadata{nullptr,  spec,        pages,          kKvHeads,
+                              kHeadDim, kPageTokens, channels.data()};
   const DeviceVector<std::byte> metadata_memory(static_cast<size_t>(kSets * metadata.Bytes()));
   std::vector<int32_t> slots;
   for (int64_t t = 0; t < count; ++t) {
     slots.push_back(static_cast<int32_t>(prompt ? t : t * kPageTokens + 37));
   }
   const DeviceVector<int32_t> device_slots(slots);
-  const int64_t keys_read = prompt ? count : count * std::min<int64_t>(sub_tokens, 38);
+  const int64_t keys_read = prompt ? count : count * (37 % spec.sub_tokens + 1);
   const auto bytes = static_cast<double>(keys_read * kKvHeads * kHeadDim * 2);
-  Report(prompt ? "append prompt" : "append rows", count, prompt ? count : 1, bytes, stream,
-         [&](cudaStream_t s, int i) {
+  Report(((prompt ? "prompt " : "append ") + what).c_str(), count, prompt ? count : 1, bytes,
+         stream, [&](cudaStream_t s, int i) {
            kernels::AppendMetadataArgs args{.slots = {device_slots.data(), DType::kI32, {count}},
                                             .previous_pages = {},
                                             .keys = keys,
@@ -219,15 +249,21 @@ int main() {
   using namespace lacuna::bench;
   cudaStream_t stream = nullptr;
   Check(cudaStreamCreate(&stream), "cudaStreamCreate");
-  for (const int32_t sub_tokens : {16, 64}) {
-    for (const int64_t rows : {8, 1}) {
-      RunBatch(Batch(rows, 131072, sub_tokens, 4096), std::to_string(sub_tokens), stream);
-    }
+  using lacuna::kernels::MetadataKind;
+  const struct {
+    std::string name;
+    lacuna::kernels::MetadataSpec spec;
+  } kinds[] = {{"bounds16", BoundsOf(16)},
+               {"bounds64", BoundsOf(64)},
+               {"labels4", CodesOf(MetadataKind::kLabels, 32)},
+               {"keys4", CodesOf(MetadataKind::kLowBit, 0)}};
+  for (const auto& [name, spec] : kinds) {
+    for (const int64_t rows : {8, 1}) RunBatch(Batch(rows, 131072, spec, 4096), name, stream);
   }
-  RunAppend(8, false, 16, stream);
-  RunAppend(64, false, 16, stream);
-  RunAppend(4096, true, 16, stream);
-  RunAppend(4096, true, 64, stream);
+  for (const auto& [name, spec] : kinds) {
+    for (const int64_t rows : {8, 64}) RunAppend(rows, false, name, spec, stream);
+    RunAppend(4096, true, name, spec, stream);
+  }
   Check(cudaStreamDestroy(stream), "cudaStreamDestroy");
   return 0;
 }

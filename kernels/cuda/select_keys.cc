@@ -145,6 +145,7 @@ Status ScoreUnits(const SelectGroup& group, cudaStream_t stream) {
   if (call.path.refresh == RefreshKind::kCosine) {
     LACUNA_RETURN_IF_ERROR(RefreshQueries(call, stream));
   }
+  if (shape.fast) return ScoreFast(call, shape, stream);
   LACUNA_RETURN_IF_ERROR(!shape.tensor_cores ? ScoreAny(call, shape, stream)
                          : shape.bits < 16   ? ScoreCodes(call, shape, stream)
                                              : ScoreWide(call, shape, stream));

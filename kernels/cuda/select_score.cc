@@ -40,6 +40,18 @@ void CutForTensorCores(const SelectKeysCall& call, ScoreShape* shape) {
                         call.heads * (4 * shape->width + kHeadBytes);
 }
 
+// Whether select_score_fast.cu has a kernel for it.
+bool IsFast(const SelectKeysCall& call, const ScoreShape& shape) {
+  const bool whole = call.heads == call.group && call.heads <= 8 && call.act != DType::kF32;
+  const bool shared = !call.per_head && call.path.owner == OwnerKind::kKvHead;
+  if (call.scores_keys || call.normalises || !whole || !shared || !(call.scale > 0)) return false;
+  if (shape.bits == 8) return shape.width == 64 || shape.width == 128;
+  if (shape.bits != 4 || shape.vectors != 1) return false;
+  if (shape.width == 128) return true;
+  return (shape.width == 64 || shape.width == 32 || shape.width == 16) && call.entry_tokens == 1 &&
+         shape.unit_entries == 64 && call.page_tokens >= 64;
+}
+
 }  // namespace
 
 ScoreShape ScoreShapeOf(const SelectKeysCall& call, const DeviceTraits& traits) {
@@ -61,8 +73,10 @@ ScoreShape ScoreShapeOf(const SelectKeysCall& call, const DeviceTraits& traits) 
     shape.tensor_cores = shape.shared_bytes + kStaticBytes <= traits.shared_bytes_max;
   }
   const bool apart = call.per_head || call.path.owner == OwnerKind::kKvHead;
+  shape.fast = IsFast(call, shape);
   shape.direct = shape.tensor_cores && !call.normalises && apart &&
                  (shape.unit_entries <= 16 || !call.per_head);
+  shape.direct |= shape.fast;
   return shape;
 }
 

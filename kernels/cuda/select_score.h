@@ -29,6 +29,7 @@ struct ScoreShape final {
   // Unit scores come straight from the kernel: no softmax, no heads of other owners, and heads that
   // choose by themselves have units within one tile of 16 entries. Else raw scores.
   bool direct = false;
+  bool fast = false;  // ScoreFast; direct then
   // Tensor cores.
   int32_t bits = 16;         // of a code; 16: bf16, or keys
   int32_t steps = 0;         // of 64 bytes of a vector
@@ -42,8 +43,10 @@ struct ScoreShape final {
 // select_score.cc
 ScoreShape ScoreShapeOf(const SelectKeysCall& call, const DeviceTraits& traits);
 
-// To call.units (direct) or call.scores. select_score_codes.cu, _wide.cu: tensor cores, where
+// To call.units (direct) or call.scores. select_score_fast.cu: codes of shapes that have kernels of
+// their own; select_score_codes.cu, _wide.cu: tensor cores, where
 // vectors are multiples of 16 bytes; _any.cu: any.
+Status ScoreFast(const SelectKeysCall& call, const ScoreShape& shape, cudaStream_t stream);
 Status ScoreCodes(const SelectKeysCall& call, const ScoreShape& shape, cudaStream_t stream);
 Status ScoreWide(const SelectKeysCall& call, const ScoreShape& shape, cudaStream_t stream);
 Status ScoreAny(const SelectKeysCall& call, const ScoreShape& shape, cudaStream_t stream);

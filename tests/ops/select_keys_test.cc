@@ -265,6 +265,25 @@ TEST_P(SelectKeysTest, RowsBeyondABlocksMemory) {
   }
 }
 
+// Top-k of a kv head alone, of as many units as a thread block of a GPU holds in registers, in
+// crowds of equal scores and without.
+TEST_P(SelectKeysTest, TopOfManyUnits) {
+  for (const bool whole : {false, true}) {
+    for (const bool normalise : {false, true}) {
+      DecodePath path{.metadata = {},
+                      .refine_metadata = {},
+                      .unit_tokens = 1,
+                      .score = ScoreKind::kKeys,
+                      .normalise = normalise,
+                      .select = SelectKind::kTopK};
+      const std::vector<int> lengths = {2000, 700, 40, 2048, 1};
+      ASSERT_NO_FATAL_FAILURE(ExpectPath(path, {2, 1, 16, 64}, lengths, whole));
+      ASSERT_NO_FATAL_FAILURE(ExpectPath(path, {1, 2, 16, 16}, {5000, 80, 8000}, whole));
+      ASSERT_NO_FATAL_FAILURE(ExpectPath(path, {1, 1, 16, 64}, {16000}, whole));
+    }
+  }
+}
+
 TEST_P(SelectKeysTest, ReduceAndSelectRules) {
   for (const SelectKind select : {SelectKind::kTopK, SelectKind::kTopP, SelectKind::kThreshold}) {
     for (const ReduceKind reduce :

@@ -123,6 +123,11 @@ inline uint32_t LoadShared32(uint32_t address) {
   std::memcpy(&value, cuda_emulator::SharedAt(address, 4, 4), 4);
   return value;
 }
+inline uint2 LoadShared64(uint32_t address) {
+  uint2 value;
+  std::memcpy(&value, cuda_emulator::SharedAt(address, 8, 8), 8);
+  return value;
+}
 inline uint4 LoadShared128(uint32_t address) {
   uint4 value;
   std::memcpy(&value, cuda_emulator::SharedAt(address, 16, 16), 16);
