@@ -31,7 +31,7 @@ class Chooser final {
 
   // Chooses, and makes the list where this block is to. Returns the share of the mass.
   __device__ void Choose(bool lists) {
-    ClearBehind();
+    ClearBehind(call_, plan_, masks_);
     if constexpr (!kPerHead) return ChooseTogether(lists);
     if (call_.path.reduce == ReduceKind::kRoundRobin) {
       ChooseInTurn();
@@ -64,15 +64,6 @@ class Chooser final {
  private:
   __device__ KeyRow RowOfScores(int unit_row) const {
     return {KeyRow::Source::kScores, UnitScores(call_, row_, unit_row), 0, cache_keys_};
-  }
-
-  // A later step may read more pages than there are now; what is chosen at each step is not read.
-  __device__ void ClearBehind() const {
-    if (call_.path.refresh == RefreshKind::kEveryStep) return;
-    for (int64_t page = plan_.pages + static_cast<int>(threadIdx.x); page < call_.choices.pages_max;
-         page += kChooseThreads) {
-      masks_[page] = 0;
-    }
   }
 
   __device__ void ChooseTogether(bool lists) {
@@ -239,6 +230,7 @@ Status ChooseKeys(const SelectKeysCall& call, const DeviceTraits& traits, const 
       LayOut(call, call.group_rows, static_cast<std::byte*>(rest.data), bytes);
   if (bytes > rest.bytes) return InternalError("SelectKeys: too little memory to choose in");
   if (!call.chooses) return MakeLists(call, scratch, stream);
+  if (TopFits(call)) return ChooseTop(call, stream);
   if (call.path.reduce == ReduceKind::kRoundRobin) {
     LACUNA_RETURN_IF_ERROR(RankTurns(call, scratch, traits, stream));
   }

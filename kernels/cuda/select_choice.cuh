@@ -129,11 +129,27 @@ struct MassShare final {
   __device__ float Of(ChooseBlock& block) const {
     uint64_t sums[2] = {held, all};
     block.Sum(sums);
-    return sums[1] == 0
-               ? 0.0f
-               : static_cast<float>(static_cast<double>(sums[0]) / static_cast<double>(sums[1]));
+    return Ratio(sums[0], sums[1]);
+  }
+  // Of the lanes of a full warp.
+  __device__ float OfWarp() const { return Ratio(WarpTotal(held), WarpTotal(all)); }
+
+ private:
+  __device__ static float Ratio(uint64_t part, uint64_t whole) {
+    return whole == 0 ? 0.0f : static_cast<float>(part) / static_cast<float>(whole);
   }
 };
+
+// A later step may read more pages than there are now; what is chosen at each step is not read.
+__device__ inline void ClearBehind(const SelectKeysCall& call, const RowPlan& plan,
+                                   uint64_t* masks) {
+  if (call.path.refresh == RefreshKind::kEveryStep) return;
+#pragma unroll 1
+  for (int64_t page = plan.pages + static_cast<int>(threadIdx.x); page < call.choices.pages_max;
+       page += BlockThreads()) {
+    masks[page] = 0;
+  }
+}
 
 // The choice that a cut makes, page by page, as a source of lists. Going over the pages for the
 // first time writes or adds it to `masks`, and weighs the units.

@@ -40,6 +40,10 @@ struct KeyCache final {
 KeyCache CacheFor(const DeviceTraits& traits, int64_t keys_max, int64_t static_bytes,
                   int64_t beside_bytes);
 
+// select_choice_top.cu: top-k by each kv head alone, with the lists, for units that fit a block's
+// registers: the common path.
+bool TopFits(const SelectKeysCall& call);
+Status ChooseTop(const SelectKeysCall& call, cudaStream_t stream);
 // select_choice_turns.cu: who comes first when heads take turns.
 Status RankTurns(const SelectKeysCall& call, const ChooseScratch& scratch,
                  const DeviceTraits& traits, cudaStream_t stream);

@@ -1,5 +1,6 @@
 // What the threads of a choosing block do together: sums, greatest values and prefix sums, one
-// barrier each. Device code; every thread of the block calls, with full warps.
+// barrier each. Device code; every thread of the block calls, with full warps, of which a block has
+// any number.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -17,6 +18,8 @@ inline constexpr unsigned kAllLanes = ~0u;
 
 __device__ inline int LaneId() { return static_cast<int>(threadIdx.x) % 32; }
 __device__ inline int WarpId() { return static_cast<int>(threadIdx.x) / 32; }
+__device__ inline int BlockThreads() { return static_cast<int>(blockDim.x); }
+__device__ inline int BlockWarps() { return static_cast<int>(blockDim.x) / 32; }
 
 __device__ inline uint64_t WarpTotal(uint64_t value) {
 #pragma unroll
@@ -56,7 +59,7 @@ class ChooseBlock final {
     }
     __syncthreads();
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) values[i] = WarpTotal(slots[i][LaneId()]);
+    for (int i = 0; i < kCount; ++i) values[i] = WarpTotal(Slot(slots, i));
   }
 
   // Each value becomes its greatest in the block.
@@ -71,7 +74,7 @@ class ChooseBlock final {
     __syncthreads();
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      values[i] = __reduce_max_sync(kAllLanes, static_cast<uint32_t>(slots[i][LaneId()]));
+      values[i] = __reduce_max_sync(kAllLanes, static_cast<uint32_t>(Slot(slots, i)));
     }
   }
 
@@ -85,7 +88,7 @@ class ChooseBlock final {
     auto& slots = Turn<1>();
     if (LaneId() == 31) slots[0][WarpId()] = value;
     __syncthreads();
-    const T one = static_cast<T>(slots[0][LaneId()]);
+    const T one = static_cast<T>(Slot(slots, 0));
     const T before = LaneId() < WarpId() ? one : T{0};
     if constexpr (sizeof(T) == sizeof(uint32_t)) {
       return {__reduce_add_sync(kAllLanes, before), __reduce_add_sync(kAllLanes, one)};
@@ -96,7 +99,12 @@ class ChooseBlock final {
 
  private:
   static constexpr int kValuesMax = 4;
-  using Slots = uint64_t[kValuesMax][kChooseWarps];
+  using Slots = uint64_t[kValuesMax][32];
+
+  // What the warp of this lane's number left, if there is one.
+  __device__ static uint64_t Slot(const Slots& slots, int i) {
+    return LaneId() < BlockWarps() ? slots[i][LaneId()] : 0;
+  }
 
   template <int kCount>
   __device__ Slots& Turn() {

@@ -78,7 +78,7 @@ class KeyRow final {
   template <int kTogether, typename Get, typename F>
   __device__ void Walk(int first, int end, Get&& get, F&& f) const {
     constexpr int kStep = 32 * kTogether;
-    for (int base = first / 32 * 32 + WarpId() * kStep; base < end; base += kStep * kChooseWarps) {
+    for (int base = first / 32 * 32 + WarpId() * kStep; base < end; base += kStep * BlockWarps()) {
       uint32_t keys[kTogether];
 #pragma unroll
       for (int i = 0; i < kTogether; ++i) {
@@ -112,22 +112,40 @@ struct CutReach final {
   uint32_t before;
 };
 
-class Cutter final {
+// kThreads: of the block. kMasses: it can walk down masses.
+template <int kThreads, bool kMasses>
+class CutterOf final {
  public:
-  static constexpr int kBinBits = 11;
+  static constexpr int kBinBits = kThreads < 512 ? 10 : 11;
   static constexpr int kBins = 1 << kBinBits;
   static constexpr int kListMax = 256;
-  static_assert(kBins == 2 * kChooseThreads && 4 * kListMax == kChooseThreads);
+  static constexpr int kThreadBins = kBins / kThreads;  // neighbours, of one thread
+  static_assert(kThreadBins % 2 == 0 && kThreads % kListMax == 0);
 
   // Clears the histograms; the caller's next barrier makes that known.
-  __device__ Cutter() {
-    for (int bin = static_cast<int>(threadIdx.x); bin < kBins; bin += kChooseThreads) {
-      ClearBin<true>(bin);
+  __device__ CutterOf() {
+#pragma unroll
+    for (int bin = static_cast<int>(threadIdx.x); bin < kBins; bin += kThreads) {
+      ClearBin<kMasses>(bin);
     }
     if (threadIdx.x == 0) Memory().listed = 0;
   }
 
   __device__ ChooseBlock& block() { return block_; }
+
+  // The steps of a search by bins of the caller's: Count() for each unit, a barrier, FindBin();
+  // List() for at most kListMax units, a barrier, listed() and Rank().
+  struct Bin final {
+    uint32_t bin, before, inside;  // units of better bins; of this one
+  };
+  __device__ void Count(uint32_t bin) { atomicAdd(&Memory().counts[bin], 1u); }
+  __device__ Bin FindBin(uint32_t count) {
+    FindBin<false>(count, 0);
+    return {static_cast<uint32_t>(Memory().pick_bin), Memory().pick_before, Memory().pick_count};
+  }
+  __device__ void List(uint64_t rank) { Memory().ranks[atomicAdd(&Memory().listed, 1)] = rank; }
+  __device__ int listed() const { return Memory().listed; }
+  __device__ uint64_t Rank(int i) const { return Memory().ranks[i]; }
 
   // The cut below the `count` best: what ranks at or above it is taken.
   __device__ uint64_t CutOfCount(const KeyRow& row, const CutDomain& domain, int count) {
@@ -142,11 +160,11 @@ class Cutter final {
 
  private:
   struct Shared final {
-    uint32_t counts[kBins];
-    uint32_t mass_low[kBins];  // masses in two halves
-    uint32_t mass_high[kBins];
+    alignas(16) uint32_t counts[kBins];
+    uint32_t mass_low[kMasses ? kBins : 1];  // masses in two halves
+    uint32_t mass_high[kMasses ? kBins : 1];
     uint64_t ranks[kListMax];
-    uint64_t masses[kListMax];
+    uint64_t masses[kMasses ? kListMax : 1];
     uint64_t pick_mass_before;
     uint32_t pick_before, pick_count;
     int pick_bin;
@@ -224,7 +242,7 @@ class Cutter final {
 
   template <bool kMass>
   __device__ void Add(uint32_t bin, uint32_t key) {
-    atomicAdd(&Memory().counts[bin], 1u);
+    Count(bin);
     if constexpr (kMass) {
       const uint64_t mass = MassOf(ScoreOfKey(key));
       const auto low = static_cast<uint32_t>(mass);
@@ -237,42 +255,47 @@ class Cutter final {
   // Picks the bin in which `count` units (kMass: the mass `wanted`) are reached; clears all bins.
   template <bool kMass>
   __device__ void FindBin(uint32_t count, uint64_t wanted) {
-    const int first = static_cast<int>(threadIdx.x) * 2;
+    const int first = static_cast<int>(threadIdx.x) * kThreadBins;
     if (threadIdx.x == 0) {
       Memory().pick_count = 0;
       Memory().listed = 0;
     }
-    uint32_t counts[2];
-    uint64_t masses[2] = {0, 0};
+    uint32_t counts[kThreadBins], count_here = 0;
+    uint64_t masses[kThreadBins] = {}, mass_here = 0;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < kThreadBins; ++i) {
       counts[i] = Memory().counts[first + i];
       if constexpr (kMass) {
         masses[i] = (static_cast<uint64_t>(Memory().mass_high[first + i]) << 32) +
                     Memory().mass_low[first + i];
+        mass_here += masses[i];
       }
+      count_here += counts[i];
       ClearBin<kMass>(first + i);
     }
-    const uint32_t inclusive = WarpInclusive(counts[0] + counts[1]);
-    uint32_t before = block_.PrefixOfWarps(inclusive).before + inclusive - counts[0] - counts[1];
+    const uint32_t inclusive = WarpInclusive(count_here);
+    uint32_t before = block_.PrefixOfWarps(inclusive).before + inclusive - count_here;
     uint64_t mass_before = 0;
     if constexpr (kMass) {
-      const uint64_t mass_inclusive = WarpInclusive(masses[0] + masses[1]);
-      mass_before =
-          block_.PrefixOfWarps(mass_inclusive).before + mass_inclusive - masses[0] - masses[1];
+      const uint64_t mass_inclusive = WarpInclusive(mass_here);
+      mass_before = block_.PrefixOfWarps(mass_inclusive).before + mass_inclusive - mass_here;
     }
+    const auto reaches = [&](uint32_t units, uint64_t mass) {
+      return kMass ? mass_before < wanted && wanted <= mass_before + mass
+                   : before < count && count <= before + units;
+    };
+    if (reaches(count_here, mass_here)) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const bool here = kMass ? mass_before < wanted && wanted <= mass_before + masses[i]
-                              : before < count && count <= before + counts[i];
-      if (here) {
-        Memory().pick_mass_before = mass_before;
-        Memory().pick_before = before;
-        Memory().pick_count = counts[i];
-        Memory().pick_bin = first + i;
+      for (int i = 0; i < kThreadBins; ++i) {
+        if (reaches(counts[i], masses[i])) {
+          Memory().pick_mass_before = mass_before;
+          Memory().pick_before = before;
+          Memory().pick_count = counts[i];
+          Memory().pick_bin = first + i;
+        }
+        before += counts[i];
+        mass_before += masses[i];
       }
-      before += counts[i];
-      mass_before += masses[i];
     }
     __syncthreads();
   }
@@ -289,11 +312,11 @@ class Cutter final {
     __syncthreads();
   }
 
-  // Compares each unit of the list with all of them, by four threads.
+  // Compares each unit of the list with all of them, by a few threads each.
   template <bool kMass>
   __device__ CutReach FindInList(uint32_t before, uint32_t count, uint64_t mass_before,
                                  uint64_t wanted) {
-    constexpr int kHelpers = 4;
+    constexpr int kHelpers = kThreads / kListMax;
     const int listed = Memory().listed;
     const int mine = static_cast<int>(threadIdx.x) / kHelpers;
     const int helper = static_cast<int>(threadIdx.x) % kHelpers;
@@ -323,5 +346,6 @@ class Cutter final {
 
   ChooseBlock block_;
 };
+using Cutter = CutterOf<kChooseThreads, true>;
 
 }  // namespace lacuna::kernels::cuda

@@ -134,13 +134,41 @@ __device__ inline float QueryRowValue(const SelectKeysCall& call, int row, int q
   return sum / static_cast<float>(call.group);
 }
 
-// Entries of an ascending list that lie before `logical_end`; mostly a look at its end.
-__device__ inline int32_t PagesBefore(const int32_t* logical, int64_t listed, int32_t logical_end) {
-  if (listed == 0 || logical[listed - 1] < logical_end) return static_cast<int32_t>(listed);
-  if (logical_end <= listed && logical_end > 0 && logical[logical_end - 1] == logical_end - 1) {
-    return logical_end;
+// Sizes of pages and units are powers of two.
+__device__ inline int32_t LogOf(int32_t size) { return 31 - __clz(size); }
+__device__ inline int32_t PiecesOf(int32_t tokens, int32_t size) {  // ceil(tokens / size)
+  return (tokens + size - 1) >> LogOf(size);
+}
+
+// What a row's plan is made of: loads that wait for each other only once.
+struct RowFacts final {
+  SelectRow what;
+  int32_t tokens;                  // its own included
+  int64_t first_entry, listed;     // of its list
+  int32_t needed;                  // pages of so many tokens
+  int32_t last, last_needed = -1;  // logical places of the last entry, of entry needed - 1
+};
+__device__ inline RowFacts ReadRow(const SelectKeysCall& call, int row) {
+  RowFacts facts;
+  facts.first_entry = call.pages.begins[row];
+  facts.listed = call.pages.ends[row] - facts.first_entry;
+  facts.tokens = max(call.positions[row], -1) + 1;
+  facts.what = call.rows[row];
+  facts.needed = PiecesOf(facts.tokens, call.page_tokens);
+  const int32_t* logical = call.pages.logical + facts.first_entry;
+  facts.last = facts.listed > 0 ? logical[facts.listed - 1] : -1;
+  if (facts.needed > 0 && facts.needed <= facts.listed) {
+    facts.last_needed = logical[facts.needed - 1];
   }
-  int64_t low = 0, high = listed - 1;  // the answer; logical[high] is not before
+  return facts;
+}
+
+// Entries of an ascending list that hold the row's tokens; mostly a look at its end.
+__device__ inline int32_t PagesOf(const RowFacts& facts, const int32_t* logical) {
+  if (facts.last < facts.needed) return static_cast<int32_t>(facts.listed);
+  if (facts.last_needed == facts.needed - 1) return facts.needed;
+  const int32_t logical_end = facts.needed;
+  int64_t low = 0, high = facts.listed - 1;  // the answer; logical[high] is not before
   while (low < high) {
     const int64_t middle = (low + high) / 2;
     if (logical[middle] < logical_end) {
@@ -153,16 +181,14 @@ __device__ inline int32_t PagesBefore(const int32_t* logical, int64_t listed, in
 }
 
 // Act kChoose where the row may choose: whether it does is PlanRow's to say.
-__device__ inline RowPlan PlanRowBeforeRefresh(const SelectKeysCall& call, int row) {
+__device__ inline RowPlan PlanRowBeforeRefresh(const SelectKeysCall& call, int row,
+                                               const RowFacts& facts) {
   RowPlan plan;
-  const DecodeCounts counts = call.rows[row].counts;
-  plan.tokens = max(call.positions[row], -1) + 1;
-  plan.first_entry = call.pages.begins[row];
-  const int64_t listed = call.pages.ends[row] - plan.first_entry;
-  const int32_t* logical = call.pages.logical + plan.first_entry;
-  const int32_t needed = (plan.tokens + call.page_tokens - 1) / call.page_tokens;
-  plan.pages = PagesBefore(logical, listed, needed);
-  plan.units = (plan.tokens + call.path.unit_tokens - 1) / call.path.unit_tokens;
+  const DecodeCounts& counts = facts.what.counts;
+  plan.tokens = facts.tokens;
+  plan.first_entry = facts.first_entry;
+  plan.pages = PagesOf(facts, call.pages.logical + plan.first_entry);
+  plan.units = PiecesOf(plan.tokens, call.path.unit_tokens);
   if (counts.dense || call.path.select == SelectKind::kAll || plan.tokens == 0) return plan;
   const bool sound = counts.units == plan.units && counts.sink_units >= 0 &&
                      counts.local_units >= 0 &&
@@ -173,22 +199,28 @@ __device__ inline RowPlan PlanRowBeforeRefresh(const SelectKeysCall& call, int r
     return plan;
   }
   // Ascending and without repeats, so complete when the last has the place of its count.
-  const bool whole = plan.pages == needed && logical[needed - 1] == needed - 1;
-  if (whole && plan.pages <= call.pages_max && call.rows[row].choice >= 0) {
+  const bool whole = plan.pages == facts.needed && facts.last_needed == facts.needed - 1;
+  if (whole && plan.pages <= call.pages_max && facts.what.choice >= 0) {
     plan.act = RowPlan::Act::kChoose;
   }
   return plan;
 }
+__device__ inline RowPlan PlanRowBeforeRefresh(const SelectKeysCall& call, int row) {
+  return PlanRowBeforeRefresh(call, row, ReadRow(call, row));
+}
 
-// Read by every kernel of the call, by any number of threads; a few dependent loads.
-__device__ inline RowPlan PlanRow(const SelectKeysCall& call, int row) {
-  RowPlan plan = PlanRowBeforeRefresh(call, row);
+// Read by every kernel of the call, by any number of threads.
+__device__ inline RowPlan PlanRow(const SelectKeysCall& call, int row, const RowFacts& facts) {
+  RowPlan plan = PlanRowBeforeRefresh(call, row, facts);
   if (plan.act != RowPlan::Act::kChoose) return plan;
   const bool chooses = call.path.refresh == RefreshKind::kCosine
                            ? call.turned[row - call.first_row] != 0
-                           : call.rows[row].choose;
+                           : facts.what.choose;
   plan.act = chooses ? RowPlan::Act::kChoose : RowPlan::Act::kKeep;
   return plan;
+}
+__device__ inline RowPlan PlanRow(const SelectKeysCall& call, int row) {
+  return PlanRow(call, row, ReadRow(call, row));
 }
 #endif
 

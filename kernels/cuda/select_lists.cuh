@@ -73,7 +73,7 @@ struct WarpShare final {
   int begin, end;
 
   __device__ explicit WarpShare(int count) {
-    const int each = (count + 32 * kChooseWarps - 1) / (32 * kChooseWarps) * 32;
+    const int threads = BlockThreads(), each = (count + threads - 1) / threads * 32;
     begin = min(WarpId() * each, count);
     end = min(begin + each, count);
   }
@@ -102,6 +102,7 @@ class ListMaker final {
     if (Dense()) return CopyAll();
     const WarpShare share(plan_.pages);
     uint32_t keys = 0, found = 0;
+#pragma unroll 1
     for (int first = share.begin; first < share.end; first += 32) {
       int logical = 0;
       const uint64_t mask = MaskOf<true>(choice, first, share.end, logical);
@@ -111,6 +112,7 @@ class ListMaker final {
     keys = __reduce_add_sync(kAllLanes, keys);
     const auto sums = block.PrefixOfWarps(static_cast<uint64_t>(keys) << 32 | found);
     int64_t at = static_cast<uint32_t>(sums.before);
+#pragma unroll 1
     for (int first = share.begin; first < share.end; first += 32) {
       int logical = 0;
       const uint64_t mask = MaskOf<false>(choice, first, share.end, logical);
@@ -127,7 +129,13 @@ class ListMaker final {
     return {pages, static_cast<uint32_t>(sums.total >> 32)};
   }
 
-  // What is reported of the list; `mass`: estimated, of a row that chose. By one thread.
+  __device__ void WriteEnds(int64_t count) const {
+    if (threadIdx.x != 0) return;
+    call_.out.begins[list_] = list_ * call_.out.stride;
+    call_.out.ends[list_] = list_ * call_.out.stride + count;
+  }
+
+  // What is reported of the list; `mass`: estimated, of a row that chose. By the first warp.
   __device__ void Report(const Counts& counts, float mass) const {
     if (call_.dropped_lse != nullptr) WriteDropped(counts);
     if (call_.stats == nullptr || !Selects() || threadIdx.x != 0) return;
@@ -172,7 +180,8 @@ class ListMaker final {
   }
 
   __device__ Counts CopyAll() const {
-    for (int entry = static_cast<int>(threadIdx.x); entry < plan_.pages; entry += kChooseThreads) {
+#pragma unroll 1
+    for (int entry = static_cast<int>(threadIdx.x); entry < plan_.pages; entry += BlockThreads()) {
       Write(entry, call_.pages.pages[plan_.first_entry + entry],
             call_.pages.logical[plan_.first_entry + entry], full_);
     }
@@ -191,20 +200,16 @@ class ListMaker final {
   __device__ void LookUp(int64_t listed) const {
     int32_t* pages = call_.out.pages + list_ * call_.out.stride;
 #pragma unroll 4
-    for (int64_t at = threadIdx.x; at < listed; at += kChooseThreads) {
+    for (int64_t at = threadIdx.x; at < listed; at += BlockThreads()) {
       pages[at] = call_.pages.pages[plan_.first_entry + pages[at]];
     }
   }
-  __device__ void WriteEnds(int64_t count) const {
-    if (threadIdx.x != 0) return;
-    call_.out.begins[list_] = list_ * call_.out.stride;
-    call_.out.ends[list_] = list_ * call_.out.stride + count;
-  }
-
   __device__ void WriteDropped(const Counts& counts) const {
     const int64_t dropped = Selects() ? int64_t{plan_.tokens} - counts.keys : 0;
     const bool corrects = call_.path.correct == DecodeCorrectKind::kDenominator && dropped > 0;
-    for (int i = static_cast<int>(threadIdx.x); i < call_.group; i += kChooseThreads) {
+    if (WarpId() != 0) return;
+#pragma unroll 1
+    for (int i = LaneId(); i < call_.group; i += 32) {
       const int head = kv_head_ * call_.group + i;
       const float threshold = call_.path.head_thresholds ? call_.thresholds[head] : what_.threshold;
       call_.dropped_lse[row_ * call_.dropped_stride + head] =

@@ -265,21 +265,33 @@ TEST_P(SelectKeysTest, RowsBeyondABlocksMemory) {
   }
 }
 
-// Top-k of a kv head alone, of as many units as a thread block of a GPU holds in registers, in
-// crowds of equal scores and without.
+// Top-k of a kv head alone, of as many units as a thread block of a GPU holds in registers: cuts
+// in the thin end and in the crowd of scores, with equal ones and without.
 TEST_P(SelectKeysTest, TopOfManyUnits) {
   for (const bool whole : {false, true}) {
     for (const bool normalise : {false, true}) {
-      DecodePath path{.metadata = {},
-                      .refine_metadata = {},
-                      .unit_tokens = 1,
-                      .score = ScoreKind::kKeys,
-                      .normalise = normalise,
-                      .select = SelectKind::kTopK};
-      const std::vector<int> lengths = {2000, 700, 40, 2048, 1};
-      ASSERT_NO_FATAL_FAILURE(ExpectPath(path, {2, 1, 16, 64}, lengths, whole));
-      ASSERT_NO_FATAL_FAILURE(ExpectPath(path, {1, 2, 16, 16}, {5000, 80, 8000}, whole));
-      ASSERT_NO_FATAL_FAILURE(ExpectPath(path, {1, 1, 16, 64}, {16000}, whole));
+      const DecodePath path{.metadata = {},
+                            .refine_metadata = {},
+                            .unit_tokens = 1,
+                            .score = ScoreKind::kKeys,
+                            .normalise = normalise,
+                            .select = SelectKind::kTopK};
+      for (const int tokens : {1990, 8100, 16000}) {
+        SelectWorld world(backend_, {1, 2, 16, tokens > 8192 ? 64 : 16}, GetParam().precision,
+                          {tokens}, 7, whole);
+        for (const int count : {0, 100, tokens / 2, tokens}) {
+          RowCase row = MakeRow(path, 0, tokens);
+          DecodeCounts& counts = row.what.counts;
+          counts.sink_units = 3;
+          counts.ranked_units_max = std::min(count, counts.candidates());
+          counts.ranked_units_min = counts.ranked_units_max;
+          SelectRun run(world, path, {row});
+          ChoiceStore choices;
+          std::vector<Tokens> kept;
+          run.ExpectRow(0, run.Run(0, 1, choices), 0, run.Expected(0, &kept));
+          if (HasFatalFailure()) return;
+        }
+      }
     }
   }
 }
