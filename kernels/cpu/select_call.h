@@ -80,7 +80,7 @@ class SelectCall final {
   bool ScoresHeads(int64_t row, int64_t owner) const;
 
   // PlanRow, LayOut.
-  void AddTasks(int64_t row, int64_t owner, int64_t choice, int64_t chunks);
+  void AddTasks(int64_t row, int64_t first_choice);
   void ConvertQueries(int64_t row, const Row& state);
   bool RefreshQuery(int64_t row) const;
   void ScoreQueries(const float* plain, float* to) const;

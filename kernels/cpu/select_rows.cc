@@ -190,12 +190,23 @@ int64_t SelectCall::ScoreFloats(const Row& row) const {
   return query_rows_ * RoundUp(row.pages * page_tokens_ / entry_tokens_, 16);
 }
 
-// An owner without chunks has one task all the same, to make its lists.
-void SelectCall::AddTasks(int64_t row, int64_t owner, int64_t choice, int64_t chunks) {
-  scratch_.chunks_left[static_cast<size_t>(choice)] = static_cast<int32_t>(chunks);
-  for (int64_t chunk = chunks == 0 ? kNoChunk : 0; chunk < chunks; ++chunk) {
-    scratch_.tasks.push_back({static_cast<int32_t>(row), static_cast<int32_t>(owner),
-                              static_cast<int32_t>(choice), static_cast<int32_t>(chunk)});
+// Owners take turns, so that their choices are made at the same time. An owner that scores nothing
+// has one task all the same, to make its lists.
+void SelectCall::AddTasks(int64_t row, int64_t first_choice) {
+  const Row& state = StateOf(row);
+  const bool chooses = state.act == Row::Act::kChoose;
+  for (int64_t chunk = 0; chunk < (chooses ? state.chunks : 1); ++chunk) {
+    for (int64_t owner = 0; owner < owners_; ++owner) {
+      const bool scores = chooses && ScoresHeads(row, owner);
+      if (!scores && chunk > 0) continue;
+      const int64_t choice = first_choice + owner;
+      if (chunk == 0) {
+        scratch_.chunks_left[static_cast<size_t>(choice)] = static_cast<int32_t>(state.chunks);
+      }
+      scratch_.tasks.push_back({static_cast<int32_t>(row), static_cast<int32_t>(owner),
+                                static_cast<int32_t>(choice),
+                                scores ? static_cast<int32_t>(chunk) : kNoChunk});
+    }
   }
 }
 
@@ -205,12 +216,8 @@ void SelectCall::LayOut(int64_t begin, int64_t end) {
   scratch_.chunks_left.assign(static_cast<size_t>((end - begin) * owners_), 0);
   for (int64_t row = begin; row < end; ++row) {
     Row& state = StateOf(row);
-    const bool chooses = state.act == Row::Act::kChoose;
-    for (int64_t owner = 0; owner < owners_; ++owner) {
-      const int64_t chunks = chooses && ScoresHeads(row, owner) ? state.chunks : 0;
-      AddTasks(row, owner, (row - begin) * owners_ + owner, chunks);
-    }
-    if (!chooses) continue;
+    AddTasks(row, (row - begin) * owners_);
+    if (state.act != Row::Act::kChoose) continue;
     state.score_at = scores;
     state.score_stride = ScoreFloats(state) / query_rows_;
     state.stat_at = stats;

@@ -21,7 +21,8 @@ constexpr int kGroup = 16;
 constexpr int kHeads = kLanes == 16 ? 4 : 2;
 constexpr int kTile = 4;  // entries of score_vectors
 constexpr int64_t kLine = 64;
-constexpr int64_t kFetchPages = 4;
+constexpr int64_t kFetchPages = 4;            // of score_vectors, into the first-level cache
+constexpr int64_t kLaneFetchBytes = 7 << 10;  // of score_lanes, into the second
 
 template <int kValue>
 struct Count final {
@@ -101,10 +102,13 @@ void VectorTile(const ScoreJob& job, const VectorEntries& entries, int head, flo
 
 // Pages lie anywhere, so what the processor would not guess is fetched ahead. g++ drops calls of a
 // function that only prefetches, unless it inlines them first.
+template <int kLocality>
 __attribute__((always_inline)) inline void FetchPage(const ScoreJob& job, int64_t page) {
   if (page >= job.pages) return;
   const uint8_t* slab = BytesOf(job.slabs[page]);
-  for (int64_t at = 0; at < job.read_bytes; at += kLine) __builtin_prefetch(slab + at);
+  for (int64_t at = 0; at < job.read_bytes; at += kLine) {
+    __builtin_prefetch(slab + at, 0, kLocality);
+  }
 }
 
 template <int kBits>
@@ -118,7 +122,7 @@ void ScoreVectorsOf(const ScoreJob& job) {
       const uint8_t* slab = BytesOf(job.slabs[page]);
       entries.codes[i] = slab + entry * entry_bytes;
       entries.scales[i] = slab + job.scales_at + 2 * entry;
-      if (entry == 0) FetchPage(job, page + kFetchPages);
+      if (entry == 0) FetchPage<3>(job, page + kFetchPages);
       if (first + i + 1 >= count) continue;
       entry = entry + 1 == job.entries ? 0 : entry + 1;
       page += entry == 0 ? 1 : 0;
@@ -254,11 +258,17 @@ float BestOfPage(const ScoreJob& job, const uint8_t* slab, int entries) {
   return LargestLane(best);
 }
 
+inline int64_t PagesAhead(const ScoreJob& job) {
+  const int64_t pages = job.read_bytes > 0 ? kLaneFetchBytes / job.read_bytes : 0;
+  return pages < 2 ? 2 : pages > 8 ? 8 : pages;
+}
+
 template <int kBits, bool kPairs, int kRun>
 void ScoreLanesOf(const ScoreJob& job) {
-  for (int64_t page = 0; page < kFetchPages; ++page) FetchPage(job, page);
+  const int64_t ahead = PagesAhead(job);
+  for (int64_t page = 0; page < ahead; ++page) FetchPage<2>(job, page);
   for (int64_t page = 0; page < job.pages; ++page) {
-    FetchPage(job, page + kFetchPages);
+    FetchPage<2>(job, page + ahead);
     const uint8_t* slab = BytesOf(job.slabs[page]);
     if (job.best != nullptr) {
       const int64_t left = job.count - page * job.entries;
