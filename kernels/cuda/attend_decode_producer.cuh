@@ -217,11 +217,16 @@ class Producer final {
     WaitFor(barriers.empty, cursor_.parity ^ 1);
     if (DecodeGathers(p_)) FenceBeforeCopies();  // tokens may have been copied to where bulk will
     StageHeader& header = headers_[cursor_.stage];
-    if (lane_ < 4) {
-      header.visible[lane_] = pieces.visible;
-      header.sources[lane_] = pieces.source;
+    if (lane_ < 4) header.sources[lane_] = pieces.source;
+    uint32_t visible[4];
+#pragma unroll
+    for (int group = 0; group < 4; ++group) {
+      visible[group] = __shfl_sync(~0u, pieces.visible, group);
     }
+    // What the consumers read, the lane writes that announces the stage to them.
     if (lane_ == 0) {
+#pragma unroll
+      for (int group = 0; group < 4; ++group) header.visible[group] = visible[group];
       header.first = first_;
       header.last = last;
       header.stop = false;
