@@ -134,13 +134,13 @@ struct RowPart final {
 
   // Calls f(chunk) for this warp's chunks, from the last one to the first.
   template <typename F>
-  __device__ void ForEachChunk(const F& f) const {
+  __device__ __forceinline__ void ForEachChunk(const F& f) const {
     for (int chunk = chunks - 1 - WarpIndex(); chunk >= 0; chunk -= kSampleWarps) f(chunk);
   }
   // Calls f(chunk, values) for those of this warp's chunks that have a value in the domain. Chunks
   // that are not in shared memory come first, each fetched while the one before is at work.
   template <typename F>
-  __device__ void Visit(const Domain& domain, const F& f) const {
+  __device__ __forceinline__ void Visit(const Domain& domain, const F& f) const {
     const auto skip = [&](int chunk) {
       while (chunk >= 0 && !(domain.Scaled(Greatest()[chunk]) >= domain.floor)) {
         chunk -= kSampleWarps;

@@ -3,6 +3,10 @@
 // One pass over the logits as they arrive gives the greatest value and the mass of each chunk:
 // greedy rows, and those with a temperature alone, need no more. Logits stay as they are: changed
 // ones go to shared memory or to the workspace.
+//
+// The sampler lives in registers: no function that is not inlined may take its address. Local
+// memory for all threads is as much as the logits themselves, and shared memory leaves hardly any
+// L1 for it.
 #pragma once
 
 #include <cmath>
@@ -106,13 +110,14 @@ class RowSampler final {
 
   // After team.Arrive().
   __device__ __forceinline__ void Run() {
-    Fetch();
     row_ = p_.rows[index_];
+    const LaneChunk begun = Begin();
+    Fetch();
     const bool forced = row_.forced_token >= 0;
     const bool ranked = forced || row_.logprobs >= 0;
     const bool draws = !forced && row_.temperature != 0.0f;
     inverse_ = static_cast<float>(1.0 / max(static_cast<double>(row_.temperature), 1e-6));
-    uint32_t key = Measure<true>(ranked ? 1.0f : draws ? inverse_ : 0.0f);
+    uint32_t key = Measure<true>(ranked ? 1.0f : draws ? inverse_ : 0.0f, begun);
     team_.Wait();
     float greatest = FindGreatest(key);
     if (key_ == kBroken) return Fail(SampleResult::kNotANumber);
@@ -120,11 +125,11 @@ class RowSampler final {
     if (ranked) RankRaw(greatest);
     if (forced) return Finish(row_.forced_token);
     if (Edit()) {
-      key = Measure<false>(draws ? inverse_ : 0.0f);
+      key = Measure<false>(draws ? inverse_ : 0.0f, {});
       greatest = FindGreatest(key);
       if (!isfinite(greatest)) return Fail(SampleResult::kImpossible);
     } else if (draws && ranked && inverse_ != 1.0f) {
-      Measure<false>(inverse_);
+      Measure<false>(inverse_, {});
     }
     if (!draws) return FinishGreedy(greatest);
     const bool cuts = row_.top_k > 0 || row_.top_p < 1.0f || row_.min_p > 0.0f;
@@ -147,6 +152,17 @@ class RowSampler final {
   }
   __device__ static bool Arrives(const RowPart& part, int chunk) {
     return kBulk && chunk < part.resident_chunks && part.IsWhole(chunk);
+  }
+  // Whether this warp's first chunk is loaded ahead of all copies, in whose queue it would wait.
+  __device__ static bool BeginsLoaded(const RowPart& part) {
+    const int chunk = part.chunks - 1 - WarpIndex();
+    return chunk >= part.resident_chunks && part.IsWhole(chunk);
+  }
+  __device__ LaneChunk Begin() const {
+    LaneChunk begun = {};
+    const int chunk = part_.chunks - 1 - WarpIndex();
+    if (BeginsLoaded(part_)) RowPart::LoadWhole(part_.row + part_.FirstToken(chunk), begun);
+    return begun;
   }
   // Starts the copies of whole chunks to shared memory: a warp those that it takes itself.
   __device__ void Fetch() {
@@ -175,7 +191,7 @@ class RowSampler final {
   // The greatest value of each chunk and its mass at 1 / temperature `inverse` (0: no masses).
   // Returns this warp's greatest key, kBroken if a value is. kFirst: as the chunks arrive.
   template <bool kFirst>
-  __device__ uint32_t Measure(float inverse) {
+  __device__ __forceinline__ uint32_t Measure(float inverse, const LaneChunk& begun) {
     const RowPart part = part_;
     uint32_t greatest = 0;
     bool broken = false;
@@ -202,7 +218,7 @@ class RowSampler final {
       }
     };
     if constexpr (kFirst) {
-      Receive(part, measure);
+      Receive(part, begun, measure);
     } else {
       part.Visit({.origin = 0.0f, .floor = -INFINITY}, measure);
     }
@@ -211,9 +227,9 @@ class RowSampler final {
   }
   // As RowPart::Visit, but chunks come to shared memory on the way.
   template <typename F>
-  __device__ void Receive(const RowPart& part, const F& f) {
-    LaneChunk next;
-    bool ahead = false;
+  __device__ __forceinline__ void Receive(const RowPart& part, const LaneChunk& begun, const F& f) {
+    LaneChunk next = begun;
+    bool ahead = BeginsLoaded(part);
     for (int chunk = part.chunks - 1 - WarpIndex(); chunk >= 0; chunk -= kSampleWarps) {
       LaneChunk now;
       if (ahead) {
@@ -241,7 +257,7 @@ class RowSampler final {
   }
 
   // The mass of the whole row at 1 / temperature `inverse`, and of each chunk.
-  __device__ __attribute__((noinline)) Share Weigh(float greatest, float inverse) {
+  __device__ __forceinline__ Share Weigh(float greatest, float inverse) {
     const RowPart part = part_;
     __syncthreads();
     uint64_t mass = 0;
@@ -265,6 +281,7 @@ class RowSampler final {
                               {.origin = greatest, .floor = -INFINITY, .raw = true});
     const uint64_t last = select.Select({.rank = static_cast<uint32_t>(top_)});
     if (!select.ListIsAll()) select.ListUpTo(last);
+    exchange_ = select.exchange();
     if (team_.rank == 0) {
       select.ForEachListed([&](const Candidate& candidate, uint32_t before) {
         if (before >= static_cast<uint32_t>(top_)) return;
@@ -281,7 +298,7 @@ class RowSampler final {
 
   // Each value becomes f(value, token), in shared memory or in the workspace.
   template <typename F>
-  __device__ void Rewrite(const F& f) {
+  __device__ __forceinline__ void Rewrite(const F& f) {
     float* const changed = p_.changed + index_ * p_.changed_stride;
     part_.ForEachChunk([&](int chunk) {
       const int first = part_.FirstToken(chunk);
@@ -355,15 +372,17 @@ class RowSampler final {
         return KeyOf(domain.Scaled(value), token) <= last ? value : -INFINITY;
       });
     }
+    exchange_ = select.exchange();
     Selector<kCluster> inner(team_, part_, exchange_, domain);
     last = inner.Select({.wanted = wanted(mass), .total = mass});
     return KeptOf(inner, last);
   }
   // What a selection keeps for sure is in the chunks' masses; the listed tokens up to `last` join.
-  __device__ __attribute__((noinline)) Kept KeptOf(const Selector<kCluster>& select,
-                                                   uint64_t last) {
-    const int first = part_.FirstToken(0);
-    const int end = part_.FirstToken(part_.chunks);
+  __device__ static __attribute__((noinline)) Kept KeptOf(const Selector<kCluster>& select,
+                                                          uint64_t last) {
+    const RowPart part = select.part();
+    const int first = part.FirstToken(0);
+    const int end = part.FirstToken(part.chunks);
     const int i = static_cast<int>(threadIdx.x);
     const Candidate* const list = SharedSelect().list;
     Candidate listed{kLastKey, 0};
@@ -372,7 +391,7 @@ class RowSampler final {
     const bool kept = listed.key != kLastKey;
     const bool mine = kept && token >= first && token < end;
     if (mine) {
-      atomicAdd(reinterpret_cast<unsigned long long*>(&part_.Mass()[(token - first) / kChunk]),
+      atomicAdd(reinterpret_cast<unsigned long long*>(&part.Mass()[(token - first) / kChunk]),
                 static_cast<unsigned long long>(listed.mass));
     }
     Share share = select.above();

@@ -90,11 +90,13 @@ struct Goal final {
   uint64_t total = 0;   // of the domain
 };
 
+// Its functions that are not inlined keep it in local memory: it has copies of all that it uses,
+// so that the rest of the row's state stays in registers.
 template <bool kCluster>
 class Selector final {
  public:
-  __device__ Selector(const Team<kCluster>& team, const RowPart& part, Exchange<kCluster>& exchange,
-                      const Domain& domain)
+  __device__ Selector(const Team<kCluster>& team, const RowPart& part,
+                      const Exchange<kCluster>& exchange, const Domain& domain)
       : team_(team), part_(part), exchange_(exchange), domain_(domain) {}
 
   // The key of the last token that is kept; kLastKey when the domain has fewer than `rank`. Those
@@ -134,7 +136,7 @@ class Selector final {
 
   // Calls f(candidate, tokens before it) for each listed token, by one thread.
   template <typename F>
-  __device__ void ForEachListed(const F& f) {
+  __device__ __forceinline__ void ForEachListed(const F& f) {
     Compare([&](int i, uint32_t tokens, uint64_t /*mass*/) { f(SharedSelect().list[i], tokens); });
   }
   // The tokens up to `last` to the list.
@@ -146,6 +148,8 @@ class Selector final {
   __device__ const Share& above() const { return above_; }  // kept for sure, not listed
   __device__ int list_count() const { return list_count_; }
   __device__ float floor() const { return domain_.floor; }
+  __device__ const RowPart& part() const { return part_; }
+  __device__ const Exchange<kCluster>& exchange() const { return exchange_; }
 
  private:
   // Raises the domain's floor as far as can be told before it is looked at.
@@ -367,7 +371,7 @@ class Selector final {
 
   // Calls f(index in the list, tokens before it in the list, their mass), by one thread each.
   template <typename F>
-  __device__ void Compare(const F& f) {
+  __device__ __forceinline__ void Compare(const F& f) {
     constexpr int kHelpers = 4;  // threads for one token
     const Candidate* const list = SharedSelect().list;
     const int count = list_count_;
@@ -530,8 +534,8 @@ class Selector final {
   static_assert(1 << kKeyBits == kBins);
 
   const Team<kCluster> team_;
-  const RowPart& part_;
-  Exchange<kCluster>& exchange_;
+  const RowPart part_;
+  Exchange<kCluster> exchange_;
   Domain domain_;
   Goal goal_;
   Share above_ = {};

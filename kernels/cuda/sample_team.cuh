@@ -159,7 +159,7 @@ class Exchange final {
   }
 
  private:
-  const Team<kCluster> team_;
+  Team<kCluster> team_;
   int turn_ = 0;
   uint64_t mine_[2] = {};
 };
