@@ -119,6 +119,7 @@ class RowSampler final {
     inverse_ = static_cast<float>(1.0 / max(static_cast<double>(row_.temperature), 1e-6));
     uint32_t key = Measure<true>(ranked ? 1.0f : draws ? inverse_ : 0.0f, begun);
     team_.Wait();
+    Publish();
     float greatest = FindGreatest(key);
     if (key_ == kBroken) return Fail(SampleResult::kNotANumber);
     if (greatest == -INFINITY) return Fail(SampleResult::kImpossible);
@@ -247,6 +248,10 @@ class RowSampler final {
       f(chunk, now);
     }
   }
+  // Tells selections the part; a barrier of the block has to follow.
+  __device__ void Publish() const {
+    if (threadIdx.x == 0) SharedSelect().part = part_;
+  }
   // The greatest value of the row; key_: its key.
   __device__ float FindGreatest(uint32_t of_warp) {
     exchange_.Post(BlockMax(of_warp), 0);
@@ -277,7 +282,7 @@ class RowSampler final {
     log_sum_ = static_cast<double>(greatest) + log(static_cast<double>(sum)) - kMassBits * kLn2;
     top_ = max(0, min(min(row_.logprobs, SampleResult::kLogprobsMax), p_.vocab));
     if (top_ == 0) return;
-    Selector<kCluster> select(team_, part_, exchange_,
+    Selector<kCluster> select(team_, exchange_,
                               {.origin = greatest, .floor = -INFINITY, .raw = true});
     const uint64_t last = select.Select({.rank = static_cast<uint32_t>(top_)});
     if (!select.ListIsAll()) select.ListUpTo(last);
@@ -314,6 +319,7 @@ class RowSampler final {
     });
     part_.row = changed;
     part_.aligned = true;
+    Publish();
     __syncthreads();
   }
   // Whether any logit may have changed.
@@ -352,7 +358,7 @@ class RowSampler final {
     };
     uint64_t last = kLastKey;
     uint64_t mass = 0;
-    Selector<kCluster> select(team_, part_, exchange_, domain);
+    Selector<kCluster> select(team_, exchange_, domain);
     if (row_.top_k > 0) {
       last = select.Select({.rank = static_cast<uint32_t>(row_.top_k)});
       mass = select.above().total + select.ListMass(last);
@@ -373,14 +379,14 @@ class RowSampler final {
       });
     }
     exchange_ = select.exchange();
-    Selector<kCluster> inner(team_, part_, exchange_, domain);
+    Selector<kCluster> inner(team_, exchange_, domain);
     last = inner.Select({.wanted = wanted(mass), .total = mass});
     return KeptOf(inner, last);
   }
   // What a selection keeps for sure is in the chunks' masses; the listed tokens up to `last` join.
   __device__ static __attribute__((noinline)) Kept KeptOf(const Selector<kCluster>& select,
                                                           uint64_t last) {
-    const RowPart part = select.part();
+    const RowPart part = SharedSelect().part;
     const int first = part.FirstToken(0);
     const int end = part.FirstToken(part.chunks);
     const int i = static_cast<int>(threadIdx.x);

@@ -25,6 +25,7 @@ struct Candidate final {
 // At the start of shared memory.
 struct SelectScratch final {
   TeamScratch team;
+  RowPart part;              // this block's, for selections
   Candidate list[kListMax];  // the team's
   Candidate mine[kListMax];  // this block's
   uint64_t found;
@@ -90,14 +91,15 @@ struct Goal final {
   uint64_t total = 0;   // of the domain
 };
 
-// Its functions that are not inlined keep it in local memory: it has copies of all that it uses,
-// so that the rest of the row's state stays in registers.
+// Its functions that are not inlined keep it in local memory: it has copies of what it changes,
+// so that the rest of the row's state stays in registers, and finds the block's part of the row in
+// shared memory.
 template <bool kCluster>
 class Selector final {
  public:
-  __device__ Selector(const Team<kCluster>& team, const RowPart& part,
-                      const Exchange<kCluster>& exchange, const Domain& domain)
-      : team_(team), part_(part), exchange_(exchange), domain_(domain) {}
+  __device__ Selector(const Team<kCluster>& team, const Exchange<kCluster>& exchange,
+                      const Domain& domain)
+      : team_(team), exchange_(exchange), domain_(domain) {}
 
   // The key of the last token that is kept; kLastKey when the domain has fewer than `rank`. Those
   // before the list are known to be kept.
@@ -148,7 +150,6 @@ class Selector final {
   __device__ const Share& above() const { return above_; }  // kept for sure, not listed
   __device__ int list_count() const { return list_count_; }
   __device__ float floor() const { return domain_.floor; }
-  __device__ const RowPart& part() const { return part_; }
   __device__ const Exchange<kCluster>& exchange() const { return exchange_; }
 
  private:
@@ -157,7 +158,7 @@ class Selector final {
     if (goal_.rank == 0) {
       // The tokens below this have together less than what is left out.
       const float spare = static_cast<float>(goal_.total - goal_.wanted) / kMassUnits;
-      const float floor = logf(spare / static_cast<float>(part_.vocab)) - 0.01f;
+      const float floor = logf(spare / static_cast<float>(SharedSelect().part.vocab)) - 0.01f;
       domain_.floor = fmaxf(domain_.floor, fminf(floor, 0.0f));
       return;
     }
@@ -165,10 +166,11 @@ class Selector final {
     SelectScratch& s = SharedSelect();
     const Bins bins(kLowest);
     ClearCounts();
-    const int all = (part_.vocab + kChunk - 1) / kChunk;
+    const RowPart part = s.part;
+    const int all = (part.vocab + kChunk - 1) / kChunk;
     const int share = (all + team_.size - 1) / team_.size;
     for (int chunk = static_cast<int>(threadIdx.x); chunk < all; chunk += kSampleThreads) {
-      const float greatest = *team_.Remote(&part_.Greatest()[chunk % share], chunk / share);
+      const float greatest = *team_.Remote(&part.Greatest()[chunk % share], chunk / share);
       const uint32_t bin = bins.Of(domain_.Scaled(greatest));
       if (greatest > -INFINITY && bin < kBins - 1) atomicAdd(&s.count[bin], 1u);
     }
@@ -262,7 +264,7 @@ class Selector final {
   // The team's histogram of scaled values: of counts, or of masses times 2^shift (not 0).
   __device__ __attribute__((noinline)) void BuildBins(const Bins bins, float shift) {
     SelectScratch& s = SharedSelect();
-    const RowPart part = part_;
+    const RowPart part = SharedSelect().part;
     const Domain domain = domain_;
     ClearCounts();
     uint32_t tokens = 0;
@@ -337,7 +339,7 @@ class Selector final {
   // and no list, when they are too many.
   __device__ __attribute__((noinline)) bool Collect(const Range& wanted) {
     SelectScratch& s = SharedSelect();
-    const RowPart part = part_;
+    const RowPart part = SharedSelect().part;
     const Domain domain = domain_;
     const Range range = wanted;
     if (threadIdx.x == 0) s.cursor = 0;
@@ -447,8 +449,9 @@ class Selector final {
     ClearCounts();
     uint64_t above = 0;
     uint32_t tokens = 0;
-    part_.Visit(domain_, [&](int chunk, const LaneChunk& /*values*/) {
-      above += MassUnits(WarpSum(CountKeys(range, shift, chunk, tokens)));
+    const RowPart part = s.part;
+    part.Visit(domain_, [&](int chunk, const LaneChunk& /*values*/) {
+      above += MassUnits(WarpSum(CountKeys(part, range, shift, chunk, tokens)));
     });
     tokens = __reduce_add_sync(~0u, tokens);
     if (LaneIndex() == 0) atomicAdd(&s.total, tokens);
@@ -459,15 +462,15 @@ class Selector final {
     before_count_ = static_cast<uint32_t>(exchange_.Of(1).total);
     MergeKeys();
   }
-  __device__ float CountKeys(const Range& range, int shift, int chunk, uint32_t& tokens) {
+  __device__ float CountKeys(const RowPart& part, const Range& range, int shift, int chunk,
+                             uint32_t& tokens) {
     float above = 0.0f;
 #pragma unroll 1
     for (int i = 0; i < kLaneValues; ++i) {
-      const float value = part_.Value(chunk, LaneChunk::Token(i));
+      const float value = part.Value(chunk, LaneChunk::Token(i));
       const float scaled = domain_.Scaled(value);
       if (!(scaled >= domain_.floor)) continue;
-      const uint64_t key =
-          domain_.Key(value, scaled, part_.FirstToken(chunk) + LaneChunk::Token(i));
+      const uint64_t key = domain_.Key(value, scaled, part.FirstToken(chunk) + LaneChunk::Token(i));
       if (key < range.low) {
         above += MassOf(scaled);
         ++tokens;
@@ -534,7 +537,6 @@ class Selector final {
   static_assert(1 << kKeyBits == kBins);
 
   const Team<kCluster> team_;
-  const RowPart part_;
   Exchange<kCluster> exchange_;
   Domain domain_;
   Goal goal_;
