@@ -226,25 +226,33 @@ class RowSampler final {
     __syncwarp();
     return __any_sync(~0u, broken) != 0 ? kBroken : greatest;
   }
-  // As RowPart::Visit, but chunks come to shared memory on the way.
+  // As RowPart::Visit, but chunks come to shared memory on the way. A chunk that is not for shared
+  // memory is fetched while two that are come by, so that none of the copies is waited for alone.
   template <typename F>
   __device__ __forceinline__ void Receive(const RowPart& part, const LaneChunk& begun, const F& f) {
     LaneChunk next = begun;
     bool ahead = BeginsLoaded(part);
-    for (int chunk = part.chunks - 1 - WarpIndex(); chunk >= 0; chunk -= kSampleWarps) {
+    int outside = part.chunks - 1 - WarpIndex();
+    int inside = outside;
+    while (inside >= part.resident_chunks) inside -= kSampleWarps;
+    for (int turn = 1; inside >= 0 || outside >= part.resident_chunks; ++turn) {
+      const bool leaves = outside >= part.resident_chunks && (inside < 0 || turn % 3 == 0);
+      const int chunk = leaves ? outside : inside;
       LaneChunk now;
-      if (ahead) {
+      if (leaves && ahead) {
         now = next;
-      } else if (Arrives(part, chunk)) {
+      } else if (!leaves && Arrives(part, chunk)) {
         BarrierWait(Loaded(chunk), 0);
         part.Load(chunk, now);
       } else {
         part.LoadMemory(chunk, now);
-        if (chunk < part.resident_chunks) part.Store(now, part.Resident(chunk));
+        if (!leaves) part.Store(now, part.Resident(chunk));
       }
-      const int after = chunk - kSampleWarps;
-      ahead = after >= part.resident_chunks && part.IsWhole(after);
-      if (ahead) part.LoadWhole(part.row + part.FirstToken(after), next);
+      (leaves ? outside : inside) -= kSampleWarps;
+      if (leaves) {
+        ahead = outside >= part.resident_chunks && part.IsWhole(outside);
+        if (ahead) part.LoadWhole(part.row + part.FirstToken(outside), next);
+      }
       f(chunk, now);
     }
   }
