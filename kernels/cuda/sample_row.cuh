@@ -369,9 +369,11 @@ class RowSampler final {
     Selector<kCluster> select(team_, exchange_, domain);
     if (row_.top_k > 0) {
       last = select.Select({.rank = static_cast<uint32_t>(row_.top_k)});
+      exchange_ = select.exchange();
       mass = select.above().total + select.ListMass(last);
     } else if (row_.min_p > 0.0f) {
       select.KeepAll();
+      exchange_ = select.exchange();
       mass = select.above().total;
     } else {
       mass = Weigh(greatest, inverse_).total;
@@ -386,7 +388,6 @@ class RowSampler final {
         return KeyOf(domain.Scaled(value), token) <= last ? value : -INFINITY;
       });
     }
-    exchange_ = select.exchange();
     Selector<kCluster> inner(team_, exchange_, domain);
     last = inner.Select({.wanted = wanted(mass), .total = mass});
     return KeptOf(inner, last);

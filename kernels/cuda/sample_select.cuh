@@ -150,6 +150,7 @@ class Selector final {
   __device__ const Share& above() const { return above_; }  // kept for sure, not listed
   __device__ int list_count() const { return list_count_; }
   __device__ float floor() const { return domain_.floor; }
+  // With its turn: whoever posts next goes on from here.
   __device__ const Exchange<kCluster>& exchange() const { return exchange_; }
 
  private:
