@@ -47,7 +47,7 @@ struct SparseCase final {
 // All of them, or the first `sanitized` where sanitizers make every op an order of magnitude
 // slower.
 inline std::vector<SparseCase> Cases(std::vector<SparseCase> all, size_t sanitized) {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(LACUNA_SANITIZED)
   all.resize(sanitized);
 #else
   static_cast<void>(sanitized);
