@@ -62,8 +62,11 @@ class CudaBackend final : public Backend {
                   SelectRangesWorkspaceBytes(precision_, limits.step_tokens, limits.q_heads,
                                              limits.head_dim, limits.context_tokens)}),
         &workspace_));
-    return Reserve(DecodeWorkspaceBytes(traits(), limits.rows, limits.q_heads, limits.head_dim),
-                   &decode_workspace_);
+    LACUNA_RETURN_IF_ERROR(
+        Reserve(DecodeWorkspaceBytes(traits(), limits.rows, limits.q_heads, limits.head_dim),
+                &decode_workspace_));
+    decode_rows_max_ = std::max(decode_rows_max_, limits.rows);
+    return OkStatus();
   }
 
   Status Embed(const EmbedArgs& args, Stream& stream) override {
