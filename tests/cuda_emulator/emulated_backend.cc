@@ -6,6 +6,7 @@
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/matmul_kernels.h"
 #include "kernels/cuda/range_kernels.h"
+#include "tests/cuda_emulator/launch.h"
 
 namespace lacuna::kernels {
 namespace cuda {
@@ -41,5 +42,7 @@ Status RangeScoresSm90(const RangeWork& /*work*/, DType /*dtype*/, bool /*blocks
 Result<std::unique_ptr<Backend>> MakeEmulatedBackend(const BackendOptions& options) {
   return cuda::MakeCudaBackend(options);
 }
+
+int64_t EmulatedLaunches() { return cuda_emulator::launches; }
 
 }  // namespace lacuna::kernels

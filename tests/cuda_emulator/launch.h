@@ -4,6 +4,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstdint>
 #include <functional>
 #include <tuple>
 #include <utility>
@@ -14,6 +15,7 @@ namespace cuda_emulator {
 
 // runtime.cc. What the device would refuse is refused: sizes, clusters, too much shared memory.
 cudaError_t CheckLaunch(const cudaLaunchConfig_t& config, const void* kernel);
+inline int64_t launches = 0;  // that were not refused
 void RunOrRecord(cudaStream_t stream, std::function<void()> work);
 
 template <typename... Params, typename... Args>
@@ -21,6 +23,7 @@ cudaError_t LaunchKernel(const cudaLaunchConfig_t* config, void (*kernel)(Params
                          Args&&... args) {
   const void* address = reinterpret_cast<const void*>(kernel);
   if (const cudaError_t error = CheckLaunch(*config, address); error != cudaSuccess) return error;
+  ++launches;
   const LaunchShape shape{config->gridDim, config->blockDim, config->dynamicSmemBytes, address};
   RunOrRecord(
       config->stream,

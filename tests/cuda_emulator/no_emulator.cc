@@ -10,4 +10,6 @@ Result<std::unique_ptr<Backend>> MakeEmulatedBackend(const BackendOptions& /*opt
       "machine and a build without sanitizers"};
 }
 
+int64_t EmulatedLaunches() { return 0; }
+
 }  // namespace lacuna::kernels

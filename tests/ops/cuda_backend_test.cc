@@ -166,7 +166,11 @@ TEST_P(CudaBackendTest, OpsLeaveEachOthersScratchAlone) {
     EXPECT_EQ(device().Synchronize(stream_), OkStatus());
     return out;
   };
+  const int64_t launches = EmulatedLaunches();
   const TestTensor before = decode();
+  if (Case().emulated()) {
+    EXPECT_EQ(EmulatedLaunches(), launches + 1) << "all rows of a step share a launch";
+  }
   const int64_t sampled = Case().emulated() ? 4 : 64;
   const int64_t vocab = Case().emulated() ? 1 << 13 : 1 << 17;
   std::mt19937 random(3);
