@@ -92,7 +92,8 @@ __device__ inline void UpdateSoftmax(float (&s)[64], SoftmaxState* state, float 
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
     // Rounded before the difference, which is then 0 where the maximum stays: a tile of which a row
-    // sees nothing, and which another cut of the prompt would not have visited, must change nothing.
+    // sees nothing, and which another cut of the prompt would not have visited, must change
+    // nothing.
     base[row] = top[row] == -INFINITY ? 0.0f : __fmul_rn(top[row], scale_log2);
     rescale[row] = Exp2(__fmul_rn(state->max[row], scale_log2) - base[row]);
     state->max[row] = top[row];
