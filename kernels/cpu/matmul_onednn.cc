@@ -41,6 +41,7 @@ struct Slice final {
   int64_t first = 0, columns = 0;
   memory weight;
   std::array<dnnl::matmul, kBlockRows.size()> products;
+  std::array<memory::desc, kBlockRows.size()> scratch;
 };
 
 class Matrix final : public OneDnnMatrix {
@@ -52,6 +53,7 @@ class Matrix final : public OneDnnMatrix {
   int64_t bytes() const override { return bytes_; }
 
   void Pack(const TensorView& weight);
+  size_t scratch_bytes() const;  // that the library needs for a product
   Status Run(const MatmulArgs& args, ThreadPool& pool,
              std::vector<OneDnnScratch>& scratch) const override;
 
@@ -78,6 +80,14 @@ void Matrix::Pack(const TensorView& weight) {
   }
 }
 
+size_t Matrix::scratch_bytes() const {
+  size_t bytes = 1;
+  for (const Slice& slice : slices_) {
+    for (const memory::desc& scratch : slice.scratch) bytes = std::max(bytes, scratch.get_size());
+  }
+  return bytes;
+}
+
 // All sizes read the layout that the largest block asks for.
 void Matrix::PackSlice(const TensorView& weight, Slice& slice) {
   const auto row_major = [](int64_t rows, int64_t columns) {
@@ -87,8 +97,11 @@ void Matrix::PackSlice(const TensorView& weight, Slice& slice) {
   for (size_t size = 0; size < kBlockRows.size(); ++size) {
     const dnnl::matmul::desc product(row_major(kBlockRows[size], columns_), packed,
                                      row_major(kBlockRows[size], slice.columns));
-    const dnnl::matmul::primitive_desc descriptor(product, engine_);
+    dnnl::primitive_attr attributes;
+    attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+    const dnnl::matmul::primitive_desc descriptor(product, attributes, engine_);
     packed = descriptor.weights_desc();
+    slice.scratch[size] = descriptor.scratchpad_desc();
     slice.products[size] = dnnl::matmul(descriptor);
   }
   std::vector<float> plain(static_cast<size_t>(slice.columns * columns_));
@@ -149,10 +162,12 @@ void Matrix::RunBlock(const MatmulArgs& args, const Slice& slice, size_t size, i
   }
   dnnl::stream stream(engine_);
   slice.products[size].execute(
-      stream, {{DNNL_ARG_SRC, memory({{rows, columns_}, kF32, memory::format_tag::ab}, engine_, x)},
-               {DNNL_ARG_WEIGHTS, slice.weight},
-               {DNNL_ARG_DST, memory({{rows, slice.columns}, kF32, memory::format_tag::ab}, engine_,
-                                     scratch.out.data())}});
+      stream,
+      {{DNNL_ARG_SRC, memory({{rows, columns_}, kF32, memory::format_tag::ab}, engine_, x)},
+       {DNNL_ARG_WEIGHTS, slice.weight},
+       {DNNL_ARG_DST,
+        memory({{rows, slice.columns}, kF32, memory::format_tag::ab}, engine_, scratch.out.data())},
+       {DNNL_ARG_SCRATCHPAD, memory(slice.scratch[size], engine_, scratch.library.data())}});
   stream.wait();
   Finish(args, slice, row, rows, scratch.out.data());
 }
@@ -187,6 +202,9 @@ Result<std::unique_ptr<OneDnnMatrix>> OneDnnMatrix::Pack(const TensorView& weigh
   try {
     auto matrix = std::make_unique<Matrix>(weight.dim(0), weight.dim(1));
     matrix->Pack(weight);
+    for (OneDnnScratch& worker : scratch) {
+      worker.library.resize(std::max(worker.library.size(), matrix->scratch_bytes()));
+    }
     return std::unique_ptr<OneDnnMatrix>(std::move(matrix));
   } catch (const dnnl::error& error) {
     return InternalError(std::string("oneDNN: ") + error.what());

@@ -8,6 +8,7 @@
 // our own kernels (matmul.h) instead.
 #pragma once
 
+#include <cstddef>
 #include <memory>
 #include <vector>
 
@@ -18,10 +19,12 @@
 
 namespace lacuna::kernels::cpu {
 
-// Of one worker: a block of x, when its rows are strided, and the block's product. Pack makes it
-// fit.
+// Of one worker: a block of x, when its rows are strided, the block's product, and what the library
+// needs (scratch of its own would belong to a primitive, which several workers run at once). Pack
+// makes it fit.
 struct OneDnnScratch final {
   std::vector<float> x, out;
+  std::vector<std::byte> library;
 };
 
 class OneDnnMatrix : public PreparedMatrix {

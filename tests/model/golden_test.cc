@@ -106,9 +106,8 @@ TEST(BenchOffline, RunsAShapeAtDepth) {
   EXPECT_EQ(RunBenchOffline(options, engine, err), 0) << err.str();
   EXPECT_NE(engine.str().find("3 sequences of 100 + 3 tokens"), std::string::npos) << engine.str();
   options.engine = false;
-  options.depth = 1000;
-  EXPECT_EQ(RunBenchOffline(options, first, err), 2);
-  EXPECT_NE(err.str().find("got 1070 tokens, need at most the 512"), std::string::npos);
+  options.depth = 1000;  // a shape may be asked for more than its own 512
+  EXPECT_EQ(RunBenchOffline(options, first, err), 0) << err.str();
 }
 
 }  // namespace

@@ -85,6 +85,33 @@ TEST_P(MatmulTest, MatchesDoubleOnLargeShapes) {
   Run({64, 33, 6000}, {.accumulate = true});
 }
 
+// Many workers at once, again and again: what they share must not be written.
+TEST_P(MatmulTest, WorkersDoNotMeet) {
+  if (GetParam().emulated() || GetParam().cuda()) GTEST_SKIP() << "a device has workers of its own";
+  const auto many = MakeTestBackend(GetParam(), 4).value();
+  constexpr int64_t kRows = 341, kN = 1030, kK = 384;
+  TestTensor x(place(), act(), kRows, kK);
+  TestTensor weight(place(), DType::kF32, kN, kK);
+  TestTensor one(place(), DType::kF32, kRows, kN), four(place(), DType::kF32, kRows, kN);
+  x.Fill(random());
+  weight.Fill(random());
+  const auto run = [&](Backend& backend, TestTensor& out) {
+    auto prepared = PrepareMatrix(backend, weight.host_view());
+    ASSERT_TRUE(prepared.ok());
+    const MatmulArgs args{.x = x.view(), .weight = prepared->get(), .bias = {}, .out = out.view()};
+    for (int round = 0; round < 3; ++round) {
+      ASSERT_EQ(Matmul(backend, args, stream()), OkStatus());
+    }
+  };
+  const auto single = MakeTestBackend(GetParam(), 1).value();
+  run(*single, one);
+  run(*many, four);
+  for (int64_t i = 0; i < kRows; ++i) {
+    for (int64_t j = 0; j < kN; ++j)
+      ASSERT_NEAR(four.at(i, j), one.at(i, j), 1e-3) << i << ", " << j;
+  }
+}
+
 TEST_P(MatmulTest, NoRowsIsNothingToDo) {
   TestTensor weight(place(), DType::kF32, 3, 5);
   weight.Fill(random());
