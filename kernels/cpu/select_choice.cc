@@ -138,7 +138,7 @@ void SelectCall::TakeInTurn(int64_t row, int64_t owner, Worker& worker) {
   int64_t left = std::min(counts.ranked_units_max, counts.candidates());
   for (size_t turn = 0; left > 0; ++turn) {
     for (size_t i = 0; i < used && left > 0; ++i) {
-      const auto unit = static_cast<int64_t>(~static_cast<uint32_t>(worker.rankings[i][turn]));
+      const auto unit = int64_t{~static_cast<uint32_t>(worker.rankings[i][turn])};
       const int64_t token = unit * args_.path.unit_tokens;
       const uint64_t block = worker.choice[static_cast<size_t>(token / kBlockTokens)];
       if ((block >> token % kBlockTokens & 1) != 0) continue;

@@ -22,7 +22,7 @@ kvcache::SparseArtefacts MadeUpArtefacts(const kvcache::AttentionShape& shape) {
     made.head_scores.push_back(i % shape.kv_heads % 2 == 0 ? 1.0f : 0.0f);
     for (int32_t c = 0; c < shape.head_dim; ++c) made.channels.push_back(static_cast<int16_t>(c));
   }
-  const auto q_heads = static_cast<size_t>(shape.layers * shape.q_heads);
+  const auto q_heads = static_cast<size_t>(shape.layers) * static_cast<size_t>(shape.q_heads);
   // MInference: 1000 columns and 6096 diagonals. MoA: spans of a quarter of the sequence.
   made.patterns.assign(q_heads, {kvcache::PatternKind::kVerticalSlash, 1000, 6096});
   made.spans.assign(q_heads, {.alpha = 1024, .beta = 0.25f});

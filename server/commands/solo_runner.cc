@@ -127,7 +127,7 @@ void SoloRunner::Add(int64_t sequence, engine::StepSequence step, int64_t tokens
   step.pages = std::span(spans_).subspan(first_span);
   step.prompt_tokens = static_cast<int32_t>(prompt_tokens_);
   if (!progress_.empty()) progress_[static_cast<size_t>(sequence)].Fill(step);
-  batch_.sequences.push_back(std::move(step));
+  batch_.sequences.push_back(step);
 }
 
 // Spans point into what has room for a whole batch.

@@ -85,7 +85,10 @@ std::string Axes(const Plot& plot) {
     svg += Text("tick", "middle", XOf(share), bottom + 15, Number(100 * share) + " %");
   }
   const double step = TickStep(plot.y_max - plot.y_min);
-  for (double y = std::ceil(plot.y_min / step) * step; y <= plot.y_max + step / 1000; y += step) {
+  const auto first = static_cast<int>(std::ceil(plot.y_min / step));
+  const auto last = static_cast<int>(std::floor(plot.y_max / step + 0.001));
+  for (int tick = first; tick <= last; ++tick) {
+    const double y = tick * step;
     svg += Line("grid", kLeft, YOf(plot, y), right, YOf(plot, y));
     svg += Text("tick", "end", kLeft - 6, YOf(plot, y) + 4, Number(y) + plot.y_unit);
   }

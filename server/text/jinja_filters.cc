@@ -135,7 +135,7 @@ Result<Value> TextFilter(Runtime& runtime, const std::string& name, const Value&
   if (name == "indent") {
     LACUNA_ASSIGN_OR_RETURN(const Parameters given,
                             arguments.Bind(name, {"width", "first", "blank"}));
-    return Indent(runtime, std::move(text), given);
+    return Indent(runtime, text, given);
   }
   if (name == "replace") {
     LACUNA_ASSIGN_OR_RETURN(const Parameters given, arguments.Bind(name, {"old", "new", "count"}));

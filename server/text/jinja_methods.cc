@@ -34,7 +34,7 @@ Result<const std::string*> Text(const Value* value, const std::string& method) {
   return InvalidArgument(method + ": needs a string");
 }
 
-Result<Value> Pieces(Runtime& runtime, std::vector<std::string_view> pieces,
+Result<Value> Pieces(Runtime& runtime, const std::vector<std::string_view>& pieces,
                      SequenceKind kind = SequenceKind::kList) {
   LACUNA_RETURN_IF_ERROR(runtime.budget.Charge(static_cast<int64_t>(pieces.size())));
   std::vector<Value> items;
@@ -95,7 +95,7 @@ Result<Value> Split(Runtime& runtime, std::string_view text, const Parameters& g
     start = cut + separator->size();
   }
   pieces.push_back(text.substr(start));
-  return Pieces(runtime, std::move(pieces));
+  return Pieces(runtime, pieces);
 }
 
 std::vector<std::string_view> SplitLines(std::string_view text) {
