@@ -136,7 +136,7 @@ class World final {
   std::vector<double> Reference(size_t chunk, int query, int head) const {
     const auto dims = static_cast<size_t>(case_.head_dim);
     const auto kv_head = static_cast<size_t>(head / (case_.q_heads / case_.kv_heads));
-    const auto row = static_cast<size_t>(chunks_[chunk].first_row + query);
+    const auto row = static_cast<size_t>(int64_t{chunks_[chunk].first_row} + query);
     const size_t q_at =
         (row * static_cast<size_t>(case_.q_heads) + static_cast<size_t>(head)) * dims;
     std::vector<double> q(dims);
@@ -202,7 +202,7 @@ class World final {
     std::vector<int32_t> order(static_cast<size_t>(page_count_));
     std::iota(order.begin(), order.end(), 0);
     std::ranges::shuffle(order, random_bits);
-    half_ = static_cast<size_t>(case_.page_tokens * case_.head_dim);
+    half_ = static_cast<size_t>(int64_t{case_.page_tokens} * case_.head_dim);
     pool_.assign(2 * half_ * static_cast<size_t>(page_count_) * heads_ * DTypeBytes(case_.dtype),
                  std::byte{0xff});
     size_t next = 0;
@@ -258,7 +258,7 @@ class World final {
       chunks_.push_back({rows_, span.end - span.first, span.first});
       rows_ += span.end - span.first + 1;  // one row between chunks belongs to none
     }
-    const auto count = static_cast<size_t>(rows_ * case_.q_heads * case_.head_dim);
+    const auto count = static_cast<size_t>(int64_t{rows_} * case_.q_heads * case_.head_dim);
     q_.resize(count * DTypeBytes(case_.dtype));
     for (size_t i = 0; i < count; ++i) Put(&q_, case_.dtype, i, Uniform(4.0f));
   }
@@ -392,7 +392,7 @@ Outputs RunDecode(const World& world, const Case& c) {
   for (size_t s = 0; s < world.chunks().size(); ++s) {
     const PrefillChunk& chunk = world.chunks()[s];
     for (int i = 0; i < chunk.rows; ++i) {
-      const auto row = static_cast<size_t>(chunk.first_row + i);
+      const auto row = static_cast<size_t>(int64_t{chunk.first_row} + i);
       begins[row] = world.offsets()[s];
       ends[row] = world.offsets()[s + 1];
       positions[row] = chunk.first_position + i;
@@ -482,8 +482,8 @@ bool CheckFunction(const World& world, const Case& c,
     for (int query = 0; query < world.chunks()[s].rows; ++query) {
       for (int head = 0; head < c.q_heads; ++head) {
         const int row = world.chunks()[s].first_row + query;
-        AddRow(c, outputs, row, head, references[static_cast<size_t>(row * c.q_heads + head)],
-               &errors);
+        AddRow(c, outputs, row, head,
+               references[static_cast<size_t>(int64_t{row} * c.q_heads + head)], &errors);
       }
     }
   }

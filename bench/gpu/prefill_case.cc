@@ -99,7 +99,7 @@ void PrefillCase::MakeQueries(std::mt19937& random) {
 }
 
 void PrefillCase::MakeSequences(std::mt19937& random) {
-  const auto width = static_cast<size_t>(shape_.kv_heads * shape_.head_dim);
+  const auto width = static_cast<size_t>(int64_t{shape_.kv_heads} * shape_.head_dim);
   for (const PrefillChunk& chunk : chunks_) {
     Sequence sequence;
     const int keys = chunk.first_position + chunk.rows;
@@ -119,7 +119,7 @@ void PrefillCase::MakeSequences(std::mt19937& random) {
   std::vector<int32_t> order(static_cast<size_t>(pages_));
   std::iota(order.begin(), order.end(), 0);
   std::shuffle(order.begin(), order.end(), random);
-  const size_t slab = static_cast<size_t>(2 * kPageTokens * shape_.head_dim);
+  const size_t slab = static_cast<size_t>(int64_t{2} * kPageTokens * shape_.head_dim);
   std::vector<uint16_t> pool(slab * static_cast<size_t>(pages_ * shape_.kv_heads), 0x7fff);  // NaN
   std::vector<int32_t> list_pages, list_logical;
   std::vector<int64_t> begins, ends;
@@ -215,14 +215,15 @@ AttendPrefillArgs PrefillCase::Args() const {
 
 void PrefillCase::PoisonOutputs() {
   Must(cudaMemset(out_memory_.data(), 0x7f, q_.size() * 2), "poison out");
-  Must(cudaMemset(lse_memory_.data(), 0x7f, static_cast<size_t>(tokens_ * shape_.q_heads) * 4),
+  Must(cudaMemset(lse_memory_.data(), 0x7f,
+                  static_cast<size_t>(int64_t{tokens_} * shape_.q_heads) * 4),
        "poison lse");
 }
 
 PrefillCase::Outputs PrefillCase::Fetch() const {
   Outputs outputs;
   outputs.bits.resize(q_.size());
-  outputs.lse.resize(static_cast<size_t>(tokens_ * shape_.q_heads));
+  outputs.lse.resize(static_cast<size_t>(int64_t{tokens_} * shape_.q_heads));
   Must(cudaMemcpy(outputs.bits.data(), out_memory_.data(), outputs.bits.size() * 2,
                   cudaMemcpyDeviceToHost),
        "fetch out");
@@ -264,7 +265,7 @@ bool PrefillCase::Visible(size_t chunk, int row, int head, int key) const {
 void PrefillCase::ReferenceRow(size_t chunk, int row, int head, Outputs* out) const {
   const auto dim = static_cast<size_t>(shape_.head_dim);
   const Sequence& sequence = sequences_[chunk];
-  const auto global_row = static_cast<size_t>(chunks_[chunk].first_row + row);
+  const auto global_row = static_cast<size_t>(int64_t{chunks_[chunk].first_row} + row);
   const size_t at = global_row * shape_.q_heads + static_cast<size_t>(head);
   const float* const q = &q_[at * dim];
   const int kv_head = head / (shape_.q_heads / shape_.kv_heads);
@@ -300,7 +301,7 @@ void PrefillCase::ReferenceRow(size_t chunk, int row, int head, Outputs* out) co
 PrefillCase::Outputs PrefillCase::Reference() const {
   Outputs outputs;
   outputs.out.resize(q_.size());
-  outputs.lse.resize(static_cast<size_t>(tokens_ * shape_.q_heads));
+  outputs.lse.resize(static_cast<size_t>(int64_t{tokens_} * shape_.q_heads));
   for (size_t chunk = 0; chunk < chunks_.size(); ++chunk) {
     const auto rows = [&, chunk](int first, int step) {
       for (int row = first; row < chunks_[chunk].rows; row += step) {

@@ -47,7 +47,9 @@ struct Named final {
 std::vector<Named> Cases() {
   const auto f16 = DType::kF16;
   std::vector<Named> cases;
-  const auto add = [&](const char* name, PrefillShape shape) { cases.push_back({name, shape}); };
+  const auto add = [&](const char* name, const PrefillShape& shape) {
+    cases.push_back({name, shape});
+  };
   add("one tile", {.q_heads = 1, .kv_heads = 1, .chunks = {{64, 0}}});
   add("two tiles", {.q_heads = 1, .kv_heads = 1, .chunks = {{128, 0}}});
   add("512", {.chunks = {{512, 0}}});
