@@ -15,10 +15,8 @@ namespace lacuna::kernels::cuda {
 
 using RangeLogits = float[64];
 
-// What a row and a tile leave, besides their maximum and sum: nothing (probes of which single
-// columns are chosen, whose rows and keys are packed in orders of their own), the sums of blocks
-// (antidiagonals), or those of both parts of each block (other probes).
-enum class FoldKind : uint8_t { kTotals, kBlocks, kParts };
+// Below every logit; finite, so that a difference of two is 0 and not NaN.
+inline constexpr float kNoLogit = -1e30f;
 
 // The rows of a lane.
 struct FoldRows final {
@@ -32,8 +30,7 @@ __device__ __forceinline__ FoldRows RowsOfWarp(const RangeWork& work, int kv, in
   FoldRows fold;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int packed = first + half * 8 + (static_cast<int>(threadIdx.x) & 31) / 4;
-    const int row = work.spreads() ? PieceRow(packed) : packed;
+    const int row = first + half * 8 + (static_cast<int>(threadIdx.x) & 31) / 4;
     fold.row[half] = row < rows ? int64_t{kv} * rows + row : -1;
     fold.visible[half] = row < rows ? work.visible[row % work.product.rows] : -1;
   }
@@ -47,6 +44,11 @@ __device__ __forceinline__ float QuadSum(float value) {
 __device__ __forceinline__ float QuadMax(float value) {
   value = fmaxf(value, __shfl_xor_sync(~0u, value, 1));
   return fmaxf(value, __shfl_xor_sync(~0u, value, 2));
+}
+
+// What the product is multiplied by to become logits in units of log2.
+__device__ __forceinline__ float LogitFactor(const RangeWork& work) {
+  return work.scale / static_cast<float>(work.product.stride) * 1.442695041f;
 }
 
 // Sums of 2^shift neighbouring key rows of one row, to sums[0], sums[1]...
@@ -83,147 +85,60 @@ __device__ __forceinline__ void StoreBlockSums(const float (&p)[32], int shift, 
   }
 }
 
-// Sums of both parts of each block of a row at position `visible`, to sums[0], sums[1]; returns the
-// tile's sum.
-__device__ __forceinline__ float StorePartSums(const float (&p)[32], int shift, int visible,
-                                               float2* sums) {
+template <bool kBlocks, bool kMasked>
+__device__ __forceinline__ void FoldRow(const RangeWork& work, const RangeLogits& logits, int half,
+                                        int tile, int visible, int64_t row) {
   const int quad = static_cast<int>(threadIdx.x) & 3;
-  const int cut = (visible & ((1 << shift) - 1)) - 2 * quad;
-  const int second_cut = shift == 7 ? cut - 64 : cut;
-  float low[2][2] = {}, high[2][2] = {};  // of both halves of the tile, and of e
-#pragma unroll
-  for (int j = 0; j < 8; ++j) {
-#pragma unroll
-    for (int part = 0; part < 2; ++part) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const float x = p[2 * (8 * part + j) + e];
-        if (8 * j + e <= (part == 0 ? cut : second_cut)) {
-          low[part][e] += x;
-        } else {
-          high[part][e] += x;
-        }
-      }
-    }
-  }
-  const float2 first = make_float2(low[0][0] + low[0][1], high[0][0] + high[0][1]);
-  const float2 second = make_float2(low[1][0] + low[1][1], high[1][0] + high[1][1]);
-  if (shift == 7) {
-    const float2 sum = make_float2(QuadSum(first.x + second.x), QuadSum(first.y + second.y));
-    if (quad == 0 && sums != nullptr) sums[0] = sum;
-    return sum.x + sum.y;
-  }
-  const float2 one = make_float2(QuadSum(first.x), QuadSum(first.y));
-  const float2 two = make_float2(QuadSum(second.x), QuadSum(second.y));
-  if (quad < 2 && sums != nullptr) sums[quad] = quad == 0 ? one : two;
-  return (one.x + one.y) + (two.x + two.y);
-}
-
-// Probabilities of both rows against their maxima over the tile, `top`. Chains of operations are
-// kept short: few warps share a multiprocessor.
-template <FoldKind kKind, bool kMasked>
-__device__ __forceinline__ void FindProbabilities(const RangeWork& work, const RangeLogits& logits,
-                                                  int tile, const FoldRows& rows, float (&p)[2][32],
-                                                  float (&top)[2]) {
-  const int quad = static_cast<int>(threadIdx.x) & 3;
-  constexpr bool kPermuted = kKind == FoldKind::kTotals;
-  float tops[2][4];
-  int last[2];  // of the lane's 8 j + e, or of the part of ChunkKey that j and e make
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    last[half] =
-        kPermuted ? rows.visible[half] - (tile >> 1) * kRangeChunkKeys - 16 * quad - 4 * (tile & 1)
-                  : rows.visible[half] - tile * kRangeTileRows - 2 * quad;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) tops[half][i] = kNoLogit;
-  }
+  const float factor = LogitFactor(work);
+  const int last = visible - tile * kRangeTileRows - 2 * quad;  // of the lane's 8 j + e
+  float p[32];
+  float top = kNoLogit;
 #pragma unroll
   for (int j = 0; j < 16; ++j) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int half = i / 2, e = i % 2;
-      float x = logits[4 * j + i] * work.logit_factor;
-      const int key = kPermuted ? ChunkKey((j >> 3) * 64 + (j & 7) * 8 + e) : 8 * j + e;
-      if (kMasked && key > last[half]) x = kNoLogit;
-      float& largest = tops[half][j % 2 * 2 + e];
-      largest = fmaxf(largest, x);
-      p[half][2 * j + e] = x;
+    for (int e = 0; e < 2; ++e) {
+      float& x = p[2 * j + e];
+      x = logits[4 * j + 2 * half + e] * factor;
+      if (kMasked && 8 * j + e > last) x = kNoLogit;
+      top = fmaxf(top, x);
     }
   }
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    top[half] =
-        QuadMax(fmaxf(fmaxf(tops[half][0], tops[half][1]), fmaxf(tops[half][2], tops[half][3])));
-  }
+  top = QuadMax(top);
   // Hidden key rows give 0 also to a row that sees none.
-  const float base[2] = {top[0] > kNoLogit ? top[0] : 0.0f, top[1] > kNoLogit ? top[1] : 0.0f};
+  const float base = top > kNoLogit ? top : 0.0f;
+  float even = 0.0f, odd = 0.0f;
 #pragma unroll
-  for (int i = 0; i < 32; ++i) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) p[half][i] = Exp2(p[half][i] - base[half]);
+  for (int j = 0; j < 16; ++j) {
+    p[2 * j] = Exp2(p[2 * j] - base);
+    p[2 * j + 1] = Exp2(p[2 * j + 1] - base);
+    even += p[2 * j];
+    odd += p[2 * j + 1];
+  }
+  const float total = QuadSum(even + odd);
+  if (quad == 0 && row >= 0) {
+    work.tile_sums[row * work.product.key_tiles + tile] = make_float2(top, total);
+  }
+  if constexpr (kBlocks) {
+    const int shift = work.product.sum_shift;
+    float* sums = row < 0 ? nullptr
+                          : work.block_sums + row * work.sums_stride +
+                                static_cast<int64_t>(tile) * (kRangeTileRows >> shift);
+    StoreBlockSums(p, shift, sums);
   }
 }
 
-template <FoldKind kKind, bool kMasked>
-__device__ __forceinline__ void FoldBothRows(const RangeWork& work, const RangeLogits& logits,
-                                             int tile, const FoldRows& rows) {
-  float p[2][32], top[2], total[2];
-  FindProbabilities<kKind, kMasked>(work, logits, tile, rows, p, top);
-  const int shift = work.product.sum_shift;
-  const auto place = [&](int half) {
-    return rows.row[half] * work.sums_stride +
-           static_cast<int64_t>(tile) * (kRangeTileRows >> shift);
-  };
-  if constexpr (kKind == FoldKind::kParts) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      total[half] = StorePartSums(p[half], shift, rows.visible[half],
-                                  rows.row[half] < 0 ? nullptr : work.part_sums + place(half));
-    }
-  } else {
-    float sums[2][4] = {};
-#pragma unroll
-    for (int i = 0; i < 32; ++i) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) sums[half][i % 4] += p[half][i];
-    }
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      total[half] = QuadSum((sums[half][0] + sums[half][1]) + (sums[half][2] + sums[half][3]));
-    }
-  }
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    if ((threadIdx.x & 3) == 0 && rows.row[half] >= 0) {
-      work.tile_sums[rows.row[half] * work.product.key_tiles + tile] =
-          make_float2(top[half], total[half]);
-    }
-    if constexpr (kKind == FoldKind::kBlocks) {
-      StoreBlockSums(p[half], shift, rows.row[half] < 0 ? nullptr : work.block_sums + place(half));
-    }
-  }
-}
-
-// The last key that a tile may hold, and the first.
-template <FoldKind kKind>
-__device__ __forceinline__ int LastKeyOf(int tile) {
-  return ((kKind == FoldKind::kTotals ? tile | 1 : tile) + 1) * kRangeTileRows - 1;
-}
-template <FoldKind kKind>
-__device__ __forceinline__ int FirstKeyOf(int tile) {
-  return (kKind == FoldKind::kTotals ? tile & ~1 : tile) * kRangeTileRows;
-}
-
-// Writes the sums of the warp's 16 rows and one tile of keys.
-template <FoldKind kKind>
+// Writes tile_sums, and with kBlocks block_sums, of the warp's 16 rows and one tile of keys.
+template <bool kBlocks>
 __device__ __forceinline__ void FoldTile(const RangeWork& work, const RangeLogits& logits, int tile,
                                          const FoldRows& rows) {
-  const int last_key = LastKeyOf<kKind>(tile);
+  const int last_key = (tile + 1) * kRangeTileRows - 1;
   const bool whole = rows.visible[0] >= last_key && rows.visible[1] >= last_key;
   if (__all_sync(~0u, whole)) {
-    FoldBothRows<kKind, false>(work, logits, tile, rows);
+    FoldRow<kBlocks, false>(work, logits, 0, tile, rows.visible[0], rows.row[0]);
+    FoldRow<kBlocks, false>(work, logits, 1, tile, rows.visible[1], rows.row[1]);
   } else {
-    FoldBothRows<kKind, true>(work, logits, tile, rows);
+    FoldRow<kBlocks, true>(work, logits, 0, tile, rows.visible[0], rows.row[0]);
+    FoldRow<kBlocks, true>(work, logits, 1, tile, rows.visible[1], rows.row[1]);
   }
 }
 

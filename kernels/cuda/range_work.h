@@ -6,13 +6,10 @@
 // head = kv head in the slice * members + member. Query blocks and cells of what is chosen are
 // counted from the chunk's first, those of scores from the slice's first.
 //
-// The product (range_scores.cu) is of packed rows. With stride S, row R stands for the positions
+// The product (range_scores.h) is of packed rows. With stride S, row R stands for the positions
 // [R * S, (R + 1) * S) in reverse and key row J for [J * S, ...) in order, so that their product
 // sums an antidiagonal of an S x S tile of QK^T (XAttention, Xu et al. 2025). Of a probe S is 1 and
 // the rows are those of ProbePosition. A row sees the key rows up to visible[row].
-//
-// Where single columns and distances are chosen (spreads()), the runs of a probe are padded to
-// pieces of 64 rows, and packed rows and keys stand in the orders of PieceRow and ChunkKey.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -21,7 +18,6 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "kernels/cuda/range_order.h"
 #include "kernels/ops/range_limits.h"
 #include "kernels/ops/select_ranges.h"
 
@@ -30,12 +26,9 @@ namespace lacuna::kernels::cuda {
 inline constexpr int kRangeTileRows = 128;      // rows and key rows of a packed tile
 inline constexpr int kRangeTileColumns = 64;    // its inner elements
 inline constexpr int kRangeStripTokens = 2048;  // keys whose diagonals one block sums
-// Distances between a strip and the rows of a piece: entry i is distance
-// piece's first position - strip's first key - (kRangeStripTokens - 1) + i.
-inline constexpr int kRangePartials = kRangeStripTokens + kRangePieceRows;
-
-// Below every logit; finite, so that a difference of two is 0 and not NaN. The lse of no row.
-inline constexpr float kNoLogit = -1e30f, kNoRow = 1e30f;
+inline constexpr int kRangePieceRows = 64;      // rows of a probe that lie one after another
+// Distances between a strip and the rows of a cell, and room behind them for a piece.
+inline constexpr int kRangePartials = kRangeStripTokens + kPrefillCellTokens + kRangePieceRows;
 
 struct RangeProduct final {
   int32_t stride = 1;
@@ -63,7 +56,6 @@ struct RangeWork final {
   const PrefillHead* heads = nullptr;
   const StaticShape* shapes = nullptr;  // of the chunk: [kv_heads], or null
   float scale = 1.0f;
-  float logit_factor = 1.0f;  // makes logits in units of log2 of the product
   PrefillChunk chunk;
   int32_t dense_from = 0;  // first position whose query attends densely
   int32_t keys = 0;        // keys at and after this position read as zeros
@@ -97,14 +89,10 @@ struct RangeWork final {
   float* scores = nullptr;         // [maps][heads][blocks][key_blocks]
   float* mean_queries = nullptr;   // [heads][blocks][head_dim]
   float* lse = nullptr;            // [heads][rows], log2
-  // Of spreads(), for each piece of a head's rows.
-  float* partials = nullptr;     // [heads][pieces][strips][kRangePartials]
-  float* column_sums = nullptr;  // [heads][pieces][keys_stride]
-  // Of other probes. A row at position p splits each block of keys behind its key p % block: what
-  // is up to there has the distance block p / block - key block, the rest one less.
-  float2* part_sums = nullptr;  // [heads][rows][sums_stride], against the tile's maximum
-  float* unit_sums = nullptr;   // [2][heads][cells][key_blocks]: columns, distances
-  float* pooled = nullptr;      // [heads][cells][key_blocks]
+  float* partials = nullptr;       // [heads][cells][strips][kRangePartials]
+  float* column_sums = nullptr;    // [heads][cells][keys_stride]
+  float* distance_sums = nullptr;  // [heads][cells][keys_stride]
+  float* unit_sums = nullptr;      // [2][heads][cells][key_blocks]: columns, distances
 
   __host__ __device__ int32_t head_count() const { return kvs * members; }
   __host__ __device__ int32_t QHead(int head) const {
@@ -122,12 +110,6 @@ struct RangeWork final {
   __host__ __device__ bool bands() const {
     return path.pool == PrefillPool::kBands && path.estimate == EstimateKind::kPooled;
   }
-  __host__ __device__ int32_t pieces() const { return product.rows / kRangePieceRows; }
-  __host__ __device__ int32_t cell_pieces() const {
-    return product.runs * product.run_rows / kRangePieceRows;
-  }
-  // A probe of which single columns and distances are chosen.
-  __host__ __device__ bool spreads() const { return unit == 1 && !antidiagonal(); }
   // What the product is of: else of probes.
   __host__ __device__ bool antidiagonal() const {
     return path.pool == PrefillPool::kAntidiagonal && path.estimate == EstimateKind::kPooled;
