@@ -25,7 +25,6 @@ double SelectCall::Refine(int64_t row, int64_t owner, Worker& worker) {
   const auto rows = static_cast<int64_t>(worker.rows.size());
   const int64_t together = each ? 1 : rows;
   double mass = 0;
-  int64_t parts = 0;
   for (int64_t first = 0; first < rows; first += together) {
     ReduceJob job{};
     job.rows = worker.rows.data() + first;
@@ -38,10 +37,9 @@ double SelectCall::Refine(int64_t row, int64_t owner, Worker& worker) {
     job.out = worker.weights.data();
     kernels_.reduce(job);
     mass += RefineBy(row, worker);
-    ++parts;
   }
   std::swap(worker.choice, worker.refined);
-  return mass / static_cast<double>(parts);
+  return mass / static_cast<double>(each ? rows : 1);
 }
 
 uint64_t SelectCall::SurvivorsIn(int64_t row, int64_t block, const Worker& worker) const {
