@@ -56,7 +56,7 @@ test-unit: packages-test  ## Release build and its unit tests
 test-e2e: packages-test  ## The server as its users see it: real HTTP and gRPC clients
 	cmake --preset test
 	cmake --build build/test -j $(JOBS) --target lacuna
-	cd tests/e2e && npm ci --no-audit --no-fund --silent
+	cd tests/e2e && npm ci --no-audit --no-fund --loglevel=error
 	LACUNA_BIN=$(CURDIR)/build/test/lacuna node --test tests/e2e/*.test.mjs
 
 test-sanitize: packages-test  ## Unit tests under ASan+UBSan, the engine loop under TSan
