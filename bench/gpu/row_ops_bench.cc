@@ -1,13 +1,12 @@
 // Times the row ops at the shapes of an 8B model, bf16: a launch within a graph of
 // many, on buffers that rotate so that L2 does not hold them. One line each: median, 10th to 90th
 // percentile, and the rate of the bytes that have to move.
+#include <numeric>
 #include <random>
-#include <string>
-#include <string_view>
+#include <vector>
 
 #include "bench/gpu/device_memory.h"
 #include "kernels/core/dtype.h"
-#include "kernels/cuda/append_kv.h"
 #include "kernels/cuda/ops.h"
 
 namespace lacuna::bench {
@@ -77,18 +76,19 @@ class Runner final {
   }
 
   // q, k and v are columns of one matrix, as the product that makes them leaves them.
-  void RopeAppend(int64_t rows, const kernels::cuda::AppendTuning& tuning = {}) const {
+  // The first token lies at `first_slot`: at 0 one token alone clears the page behind it.
+  void RopeAppend(int64_t rows, int32_t first_slot = 0) const {
     constexpr int64_t kWidth = (kQHeads + 2 * kKvHeads) * kHeadDim;
-    const int64_t pages = rows / kPageTokens + 1;
+    const int64_t pages = (first_slot + rows) / kPageTokens + 1;
     std::vector<int32_t> order(static_cast<size_t>(rows));
-    for (int64_t i = 0; i < rows; ++i) order[static_cast<size_t>(i)] = static_cast<int32_t>(i);
+    std::iota(order.begin(), order.end(), first_slot);
     const DeviceVector<int32_t> slots(order);
-    const DeviceVector<float> table(std::vector<float>(static_cast<size_t>(rows * kHeadDim), 0.5f));
+    const int64_t positions = first_slot + rows;
+    const DeviceVector<float> table(
+        std::vector<float>(static_cast<size_t>(positions * kHeadDim), 0.5f));
     const kernels::KvPool pool{nullptr, DType::kBF16, pages, kKvHeads, kHeadDim, kPageTokens};
     const auto bytes = static_cast<double>(rows * kHeadDim * 4 * (kQHeads + 2 * kKvHeads));
-    char name[32];
-    std::snprintf(name, sizeof(name), "RoPE+append %d %d", tuning.heads_together,
-                  tuning.tokens_of_block);
+    const char* name = first_slot == 0 ? "RoPE+append" : "RoPE+append mid";
     Report(name, rows, bytes, [&](cudaStream_t s, int i) {
       auto* qkv = static_cast<uint16_t*>(in_.Part(rows * kWidth * 2, i));
       const auto heads = [&](int64_t first, int64_t count) {
@@ -100,11 +100,11 @@ class Runner final {
       args.k = heads(kQHeads, kKvHeads);
       args.v = heads(kQHeads + kKvHeads, kKvHeads);
       args.positions = {slots.data(), DType::kI32, {rows}};
-      args.cos_sin = {table.data(), DType::kF32, {rows, kHeadDim}};
+      args.cos_sin = {table.data(), DType::kF32, {positions, kHeadDim}};
       args.slots = {slots.data(), DType::kI32, {rows}};
       args.pool = pool;
       args.pool.data = out_.Part(pool.Bytes(), i);
-      Check(kernels::cuda::RopeAppend(args, tuning, s));
+      Check(kernels::cuda::RopeAppend(args, s));
     });
   }
 
@@ -127,21 +127,14 @@ class Runner final {
 }  // namespace
 }  // namespace lacuna::bench
 
-// row_ops_bench [append]: the latter only RoPE + append of 4096 tokens, spread in other ways: after
-// the name the heads together and the tokens of a block (0: by default).
-int main(int argc, char** argv) {
+int main() {
   using namespace lacuna::bench;
   const Arena in;
   const Arena out;
   const Runner runner(in, out);
-  if (argc > 1 && std::string_view(argv[1]) == "append") {
-    for (const int together : {1, 3}) {
-      for (const int tokens : {0, 1, 2, 4}) runner.RopeAppend(4096, {together, tokens});
-    }
-    return 0;
-  }
   for (const int64_t rows : {1, 64, 4096, 8192}) runner.RmsNorm(rows);
   for (const int64_t rows : {1, 64, 4096}) runner.GatedActivation(rows);
+  runner.RopeAppend(1, 5);
   for (const int64_t rows : {1, 64, 4096}) runner.RopeAppend(rows);
   return 0;
 }

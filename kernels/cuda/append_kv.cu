@@ -5,15 +5,16 @@
 // it, if the page's first token is in this call too. No other token writes those rows in this call.
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <type_traits>
 
 #include "kernels/core/checked_math.h"
-#include "kernels/cuda/append_kv.h"
 #include "kernels/cuda/kv_layout.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/prefetch.cuh"
 #include "kernels/cuda/resident_blocks.h"
 #include "kernels/cuda/vectors.cuh"
 
@@ -46,7 +47,6 @@ struct Params final {
   int q_heads = 0;
   int kv_heads = 0;
   int head_dim = 0;
-  AppendTuning tuning = {};  // of the launch
 };
 
 // Where a token's K and V go.
@@ -207,31 +207,52 @@ __device__ void WriteLanes(const Params& params, const Place& place, Head head,
   };
   StoreVector<true>(at(place.row, chunks.a), kVector, a);
   StoreVector<true>(at(place.row, chunks.b), kVector, b);
+}
+
+// The rows of a page behind a token, by all blocks of the token together.
+template <typename T>
+__device__ void ClearBehind(const Params& params, const Place& place) {
+  const int rows = place.clear_end - place.row - 1;
+  if (place.page < 0 || rows <= 0) return;
+  const int vectors = params.head_dim / kVector;  // of a row
+  const int of_half = rows * vectors;             // of the K or the V of a slab
+  T* const page = Slab<T>(params, place.page, {Kind::kK, 0});
   const float zeros[kVector] = {};
-  for (int row = place.row + 1; row < place.clear_end; ++row) {
-    StoreVector<true>(at(row, chunks.a), kVector, zeros);
-    StoreVector<true>(at(row, chunks.b), kVector, zeros);
+  for (int i = static_cast<int>(blockIdx.y * kThreads + threadIdx.x);
+       i < params.kv_heads * 2 * of_half; i += static_cast<int>(gridDim.y) * kThreads) {
+    const int row = place.row + 1 + i % of_half / vectors;
+    const int column = i % vectors * kVector;
+    StoreVector<true>(page + i / of_half * params.page_tokens * params.head_dim +
+                          KvElement(row, column, params.page_tokens, params.head_dim),
+                      kVector, zeros);
   }
 }
 
-template <bool kInterleaved>
-__device__ void LoadTurns(const Params& params, const Chunks& chunks, int lane, int64_t position,
-                          float (&cosines)[kVector], float (&sines)[kVector]) {
+// What a lane's pairs are turned by at a position.
+struct Turns final {
+  int position;
+  float cosines[kVector];
+  float sines[kVector];
+
+  __device__ void Load(const Params& params, const Chunks& chunks, int lane, int at) {
+    position = at;
 #pragma unroll
-  for (int i = 0; i < kVector; ++i) {
-    cosines[i] = nanf("");
-    sines[i] = 0.0f;
+    for (int i = 0; i < kVector; ++i) {
+      cosines[i] = nanf("");
+      sines[i] = 0.0f;
+    }
+    if (!chunks.turns || at < 0 || at >= params.positions_max) return;
+    const float* const row = params.cos_sin + at * params.cos_sin_stride + kVector * lane;
+    LoadVector<true>(row, kVector, cosines);
+    LoadVector<true>(row + params.rotary_dim / 2, kVector, sines);
   }
-  if (!chunks.turns || position < 0 || position >= params.positions_max) return;
-  const float* const row = params.cos_sin + position * params.cos_sin_stride + kVector * lane;
-  LoadVector<true>(row, kVector, cosines);
-  LoadVector<true>(row + params.rotary_dim / 2, kVector, sines);
-}
+};
 
+// Past L1: a position read too early must not stay there.
 __device__ int PositionOf(const Params& params, int token) {
-  return params.rotary_dim > 0 ? params.positions[token] : 0;
+  return params.rotary_dim > 0 ? __ldcg(params.positions + token) : 0;
 }
-// Brings to L2 what LoadTurns will load, by the first threads of the block.
+// Brings to L2 what Turns will load, by the first threads of the block.
 __device__ void FetchTurns(const Params& params, int64_t position) {
   constexpr int kSector = 8;  // floats
   const int column = static_cast<int>(threadIdx.x) * kSector;
@@ -268,12 +289,9 @@ struct TokenPart final {
 
 template <typename T, int kLanes, int kHeads, bool kInterleaved, bool kNorm>
 __device__ void WriteToken(const Params& params, int token, int first, int step,
-                           const Chunks& chunks, bool present, const TokenPart<T, kHeads>& part) {
-  const int lane = static_cast<int>(threadIdx.x) % kLanes;
+                           const Chunks& chunks, bool present, const TokenPart<T, kHeads>& part,
+                           const Turns& turns) {
   const Place place = PlaceOf(params, token, part.slots);
-  float cosines[kVector];
-  float sines[kVector];
-  LoadTurns<kInterleaved>(params, chunks, lane, part.position, cosines, sines);
   [[maybe_unused]] float inverse[kHeads];
   if constexpr (kNorm) {
     bool normed[kHeads];
@@ -296,7 +314,9 @@ __device__ void WriteToken(const Params& params, int token, int first, int step,
       const float* const weight = NormOf(params, head);
       if (weight != nullptr) Scale(weight, chunks, inverse[i], a, b);
     }
-    if (chunks.turns && head.kind != Kind::kV) TurnLanes<kInterleaved>(cosines, sines, a, b);
+    if (chunks.turns && head.kind != Kind::kV) {
+      TurnLanes<kInterleaved>(turns.cosines, turns.sines, a, b);
+    }
     if (head.kind == Kind::kQ) {
       T* const to = Source<T>(params, token, head);
       StoreVector<true>(to + chunks.a, kVector, a);
@@ -305,22 +325,27 @@ __device__ void WriteToken(const Params& params, int token, int first, int step,
       WriteLanes<T>(params, place, head, chunks, a, b);
     }
   }
+  ClearBehind<T>(params, place);
 }
 
 // A block takes every gridDim.x-th token, and fetches the next while it works on one, with the
 // position of the one after that: where the next one's angles lie is known in time. A group of
-// lanes takes kHeads of the token's heads.
+// lanes takes kHeads of the token's heads. Blocks of few tokens guess the first one's position from
+// what lies there before the previous kernel has ended, and have its angles, constants, by then.
 template <typename T, int kLanes, int kHeads, bool kInterleaved, bool kNorm>
 __global__ void __launch_bounds__(kThreads, 4) RopeAppendKernel(const Params params) {
   constexpr int kGroups = kThreads / kLanes;
-  const Chunks chunks = ChunksOf<kInterleaved>(params, static_cast<int>(threadIdx.x) % kLanes);
+  const int lane = static_cast<int>(threadIdx.x) % kLanes;
+  const Chunks chunks = ChunksOf<kInterleaved>(params, lane);
   const bool present = chunks.b < params.head_dim;  // lanes are a power of two, head_dim is not
   const int first =
       static_cast<int>(blockIdx.y) * kGroups * kHeads + static_cast<int>(threadIdx.x) / kLanes;
   const int step = static_cast<int>(gridDim.x);
-  LetNextStart();
-  WaitForPrevious();
   int token = static_cast<int>(blockIdx.x);
+  LetNextStart();
+  Turns turns;
+  if constexpr (kHeads == 1) turns.Load(params, chunks, lane, PositionOf(params, token));
+  WaitForPrevious();
   TokenPart<T, kHeads> next;
   next.Load(params, token, PositionOf(params, token), first, kGroups, chunks, present);
   int ahead = token < params.tokens - step ? PositionOf(params, token + step) : 0;
@@ -331,8 +356,11 @@ __global__ void __launch_bounds__(kThreads, 4) RopeAppendKernel(const Params par
       FetchTurns(params, ahead);
       if (token + step < params.tokens - step) ahead = PositionOf(params, token + 2 * step);
     }
+    if (kHeads > 1 || turns.position != part.position) {
+      turns.Load(params, chunks, lane, part.position);
+    }
     WriteToken<T, kLanes, kHeads, kInterleaved, kNorm>(params, token, first, kGroups, chunks,
-                                                       present, part);
+                                                       present, part, turns);
   }
 }
 
@@ -416,27 +444,24 @@ Status LaunchVectors(const Params& params, cudaStream_t stream) {
   constexpr int kGroups = kThreads / kLanes;
   constexpr int kTogether = 3;
   constexpr int kFewTokens = 256;
+  // Each of so few may clear a page; more blocks than their heads need share that.
+  constexpr int kClearTokens = 8;
+  constexpr int64_t kClearParts = 16;
+  constexpr int64_t kBlockTokensMax = 4;  // more blocks than run at once even their ends out
   const int heads = params.q_heads + 2 * params.kv_heads;
   const auto launch = [&](auto kernel, int heads_together) -> Status {
-    const int64_t parts = CeilDiv(heads, kGroups * heads_together);
-    int64_t columns = 0;
-    if (params.tuning.tokens_of_block > 0) {
-      columns = CeilDiv(params.tokens, params.tuning.tokens_of_block);
-    } else {
-      LACUNA_ASSIGN_OR_RETURN(const int64_t blocks,
-                              ResidentBlocks(kernel, params.tokens * parts, kThreads, 0));
-      columns = CeilDiv(blocks, parts);
-    }
+    int64_t parts = CeilDiv(heads, kGroups * heads_together);
+    if (params.tokens <= kClearTokens) parts = std::max(parts, kClearParts);
+    LACUNA_ASSIGN_OR_RETURN(const int64_t blocks,
+                            ResidentBlocks(kernel, params.tokens * parts, kThreads, 0));
+    const int64_t columns = std::max(CeilDiv(blocks, parts), params.tokens / kBlockTokensMax);
     return Launch(kernel, dim3(static_cast<unsigned>(columns), static_cast<unsigned>(parts)),
                   dim3(kThreads), 0, stream, params);
   };
-  const int together = params.tuning.heads_together > 0 ? params.tuning.heads_together
-                       : params.tokens <= kFewTokens    ? 1
-                                                        : kTogether;
   // Few tokens: as many blocks as possible; many: as many loads in flight as possible.
   return WithBool(params.q_norm != nullptr || params.k_norm != nullptr, [&](auto tag) {
     constexpr bool kNorm = decltype(tag)::value;
-    if (together == 1) {
+    if (params.tokens <= kFewTokens) {
       return launch(RopeAppendKernel<T, kLanes, 1, kInterleaved, kNorm>, 1);
     }
     return launch(RopeAppendKernel<T, kLanes, kTogether, kInterleaved, kNorm>, kTogether);
@@ -515,10 +540,6 @@ Status AppendKv(const AppendKvArgs& args, cudaStream_t stream) {
 }
 
 Status RopeAppend(const RopeAppendArgs& args, cudaStream_t stream) {
-  return RopeAppend(args, AppendTuning{}, stream);
-}
-
-Status RopeAppend(const RopeAppendArgs& args, const AppendTuning& tuning, cudaStream_t stream) {
   const Params params{.q = HeadsOf(args.q),
                       .k = HeadsOf(args.k),
                       .v = HeadsOf(args.v),
@@ -537,8 +558,7 @@ Status RopeAppend(const RopeAppendArgs& args, const AppendTuning& tuning, cudaSt
                       .tokens = static_cast<int>(args.q.dim(0)),
                       .q_heads = static_cast<int>(args.q.dim(1)),
                       .kv_heads = static_cast<int>(args.pool.kv_heads),
-                      .head_dim = static_cast<int>(args.pool.head_dim),
-                      .tuning = tuning};
+                      .head_dim = static_cast<int>(args.pool.head_dim)};
   return Run(params, {args.q, args.k, args.v, args.q_norm, args.k_norm, args.cos_sin},
              args.pool.dtype, stream);
 }

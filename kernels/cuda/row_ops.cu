@@ -143,6 +143,17 @@ struct NormParams final {
   bool accumulate;
 };
 
+// Where a row of one head lies.
+struct RowPlace final {
+  int64_t row;
+  int64_t first;  // column
+};
+template <typename Params>
+__device__ RowPlace PlaceOf(const Params& params, int64_t index) {
+  if (params.heads == 1) return {index, 0};  // a division takes as long as the sum of a row
+  return {index / params.heads, index % params.heads * params.dim};
+}
+
 __device__ float WarpSum(float value) {
 #pragma unroll
   for (int lanes = 16; lanes > 0; lanes /= 2) value += __shfl_xor_sync(~0u, value, lanes);
@@ -181,14 +192,12 @@ struct RowPart final {
   std::conditional_t<kAligned, Pack<X>, float[kVector]> vectors[kVectors];
 
   template <typename Params>
-  __device__ void Load(const Params& params, int64_t index, int thread, int threads) {
-    const int64_t row = index / params.heads;
-    const int64_t first = index % params.heads * params.dim;
+  __device__ void Load(const Params& params, const RowPlace& place, int thread, int threads) {
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
       const int column = (i * threads + thread) * kVector;
       if (column >= params.dim) continue;
-      const X* const from = params.x.at(row, first + column);
+      const X* const from = params.x.at(place.row, place.first + column);
       if constexpr (kAligned) {
         vectors[i] = *reinterpret_cast<const Pack<X>*>(from);
       } else {
@@ -206,6 +215,9 @@ struct RowPart final {
   }
 };
 
+template <int kFloats>
+using Together = std::conditional_t<kFloats == 4, float4, float>;
+
 // Rows (of one head each) to blocks, or to warps when they are short; with many rows a block takes
 // several, and fetches the next one while it works on one. The weight is a constant: it is fetched
 // while the previous kernel ends, and lies in shared memory.
@@ -216,8 +228,13 @@ __global__ void __launch_bounds__(kThreads* std::min(kVectors, 2))
   __shared__ WarpSums parts[2];
   LetNextStart();
   float* const weight = reinterpret_cast<float*>(shared);
-  for (int i = static_cast<int>(threadIdx.x); i < params.dim; i += static_cast<int>(blockDim.x)) {
-    weight[i] = params.weight[i];
+  constexpr int kTogether = kAligned ? 4 : 1;
+  const auto* const from = reinterpret_cast<const Together<kTogether>*>(params.weight);
+  auto* const to = reinterpret_cast<Together<kTogether>*>(weight);
+#pragma unroll 4
+  for (int i = static_cast<int>(threadIdx.x); i < params.dim / kTogether;
+       i += static_cast<int>(blockDim.x)) {
+    to[i] = from[i];
   }
   if constexpr (kBlockPerRow) {  // RowSum's barrier is behind both
     const auto warp = static_cast<int>(threadIdx.x);
@@ -227,19 +244,23 @@ __global__ void __launch_bounds__(kThreads* std::min(kVectors, 2))
   } else {
     __syncthreads();
   }
-  WaitForPrevious();
-
   const int threads = kBlockPerRow ? static_cast<int>(blockDim.x) : 32;
   const int thread = static_cast<int>(threadIdx.x) % threads;
   const int teams = kBlockPerRow ? 1 : kThreads / 32;
   const int64_t step = static_cast<int64_t>(gridDim.x) * teams;
   int64_t index = static_cast<int64_t>(blockIdx.x) * teams +
                   (kBlockPerRow ? 0 : static_cast<int64_t>(threadIdx.x / 32));
+  RowPlace next_place = PlaceOf(params, index);
   RowPart<X, kAligned, kVectors> next;
-  if (index < params.rows) next.Load(params, index, thread, threads);
+  WaitForPrevious();
+  if (index < params.rows) next.Load(params, next_place, thread, threads);
   for (int parity = 0; index < params.rows; index += step, parity ^= 1) {
     const RowPart<X, kAligned, kVectors> x = next;
-    if (index + step < params.rows) next.Load(params, index + step, thread, threads);
+    const RowPlace place = next_place;
+    if (index + step < params.rows) {
+      next_place = PlaceOf(params, index + step);
+      next.Load(params, next_place, thread, threads);
+    }
     float sum = 0.0f;
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
@@ -251,22 +272,21 @@ __global__ void __launch_bounds__(kThreads* std::min(kVectors, 2))
     }
     sum = RowSum<kBlockPerRow>(sum, parts[parity]);
     const float inverse = rsqrtf(fmaf(sum, params.dim_inverse, params.eps));
-    const int64_t first = index % params.heads * params.dim;
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
       const int column = (i * threads + thread) * kVector;
       if (column >= params.dim) continue;
       const int count = params.dim - column;
-      Out* const to = params.out.at(index / params.heads, first + column);
+      Out* const out_at = params.out.at(place.row, place.first + column);
       float values[kVector];
       float factors[kVector];
       float out[kVector] = {};
       x.Get(i, values);
       LoadVector<kAligned>(weight + column, count, factors);
-      if (params.accumulate) LoadVector<kAligned>(to, count, out);
+      if (params.accumulate) LoadVector<kAligned>(out_at, count, out);
 #pragma unroll
       for (int j = 0; j < kVector; ++j) out[j] += values[j] * inverse * factors[j];
-      StoreVector<kAligned>(to, count, out);
+      StoreVector<kAligned>(out_at, count, out);
     }
   }
 }
@@ -313,7 +333,9 @@ Status RmsNormTyped(const RmsNormArgs& args, cudaStream_t stream) {
                                   .dim_inverse = 1.0f / static_cast<float>(dim),
                                   .eps = args.eps,
                                   .accumulate = args.accumulate};
-  return WithBool(VectorAligned(args.x) && VectorAligned(args.out), [&](auto tag) {
+  const bool aligned =
+      VectorAligned(args.x) && VectorAligned(args.out) && VectorAligned(args.weight);
+  return WithBool(aligned, [&](auto tag) {
     return LaunchRmsNorm<X, Out, decltype(tag)::value>(params, stream);
   });
 }

@@ -47,13 +47,6 @@ inline bool VectorAligned(const TensorView& view) {
 }
 
 #ifdef __CUDACC__
-// Brings the 32 bytes at `address`, in device memory, to L2.
-__device__ inline void PrefetchL2([[maybe_unused]] const void* address) {
-#ifdef __CUDA_ARCH__
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
-#endif
-}
-
 __device__ inline float ToF32(float value) { return value; }
 __device__ inline float ToF32(__nv_bfloat16 value) { return __bfloat162float(value); }
 __device__ inline float ToF32(__half value) { return __half2float(value); }
