@@ -28,6 +28,9 @@ inline constexpr int kListItemsMax = 32;
 inline constexpr int kItemStagesMin = 4;
 // By default a block gets an equal share of at least kShareStagesMin stages.
 inline constexpr int kShareStagesMin = 2;
+// A list of so few is not cut, where each list is cut by itself: a merge waits longer, behind the
+// weights that the next kernel fetches, than its stages take one after the other.
+inline constexpr int kWholeStages = 4;
 
 // Zero between launches.
 struct DecodeCounters final {
@@ -41,6 +44,7 @@ struct DecodeParams final {
   float* lse = nullptr;                         // or null
   int64_t q_row = 0, out_row = 0, lse_row = 0;  // strides, in elements
   const std::byte* pool = nullptr;
+  int64_t pool_pages = 0;
   int kv_heads = 0;
   int group = 0;       // query heads per kv head
   int tiles = 0;       // units per (row, kv head)

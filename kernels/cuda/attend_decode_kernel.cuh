@@ -15,6 +15,7 @@
 #include "kernels/cuda/attend_decode_producer.cuh"
 #include "kernels/cuda/kv_layout.cuh"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/prefetch.cuh"
 
 namespace lacuna::kernels::cuda {
 
@@ -232,19 +233,58 @@ class Consumer final {
 // Units without pages: out = 0, lse = -inf. By threads `thread` of `threads`.
 template <typename T, int kHeadDim>
 __device__ void WriteEmptyUnits(const DecodeParams& p, int thread, int threads) {
+#pragma unroll 1
   for (int entry = static_cast<int>(blockIdx.x); entry < EntryCount(p); entry += gridDim.x) {
     if (p.ends[entry] > p.begins[entry]) continue;
     const int row = entry / p.lists_per_row;
     const int heads = p.lists_per_row == 1 ? p.kv_heads * p.group : p.group;
     const int head_0 = entry % p.lists_per_row * p.group;
+#pragma unroll 1
     for (int i = thread; i < heads * kHeadDim / 4; i += threads) {
       WriteResult<T>(p, kHeadDim, row, head_0 + i / (kHeadDim / 4), i % (kHeadDim / 4) * 4, Sums{});
     }
   }
 }
 
+// Brings to L2, before the previous kernel has ended, what the schedule of a few short lists reads
+// first: weights have passed through L2 since the last launch. Nothing is read here. The lines that
+// hold the first elements are asked for: what lies behind them may be nobody's.
+__device__ inline void FetchLists(const DecodeParams& p) {
+  if (blockIdx.x != 0) return;
+  const void* arrays[] = {p.begins, p.ends, p.positions, p.pages, p.logical, p.masks};
+  constexpr int kSectors = 4;  // of a line
+  const int array = static_cast<int>(threadIdx.x) / kSectors;
+#pragma unroll
+  for (int i = 0; i < 6; ++i) {
+    if (array != i || arrays[i] == nullptr) continue;
+    const auto line = reinterpret_cast<uintptr_t>(arrays[i]) / 128 * 128;
+    PrefetchL2(reinterpret_cast<const void*>(line + threadIdx.x % kSectors * 32));
+  }
+}
+
+// By one thread of each block, before the previous kernel has ended: a slab of a single row's list,
+// if that is short, is asked for while memory has nothing else to do. The list is a guess: it may
+// be written just now. So it is read past L1, within the line of its first element, and decides
+// nothing else.
+template <int kHeadDim>
+__device__ void FetchSlab(const DecodeParams& p) {
+  constexpr int kPagesMax = 32;
+  const int index = static_cast<int>(blockIdx.x) / p.kv_heads;
+  const int room =
+      kPagesMax - static_cast<int>(reinterpret_cast<uintptr_t>(p.pages) % 128 / sizeof(int32_t));
+  if (EntryCount(p) != 1 || p.pages == nullptr || index >= room) return;
+  const int64_t begin = __ldcg(p.begins);
+  const int64_t end = __ldcg(p.ends);
+  const int page = __ldcg(p.pages + index);
+  if (begin != 0 || index >= end || end > room || page < 0 || page >= p.pool_pages) return;
+  const int head = static_cast<int>(blockIdx.x) - index * p.kv_heads;
+  const int bytes = 2 * p.page_tokens * kHeadDim * 2;
+  PrefetchBulkL2(p.pool + (static_cast<int64_t>(page) * p.kv_heads + head) * bytes,
+                 static_cast<uint32_t>(bytes));
+}
+
 // Grid: any number of blocks (the ranges depend on it). The last warp is the producer.
-template <typename T, int kHeadDim, int kWarps>
+template <typename T, int kHeadDim, int kWarps, bool kGathers>
 __global__ void __launch_bounds__(32 * kWarps, DecodeBlocksPerSm(kHeadDim, kWarps))
     DecodeKernel(const __grid_constant__ DecodeParams p) {
   LACUNA_DYNAMIC_SHARED(128, char, stages);
@@ -252,6 +292,7 @@ __global__ void __launch_bounds__(32 * kWarps, DecodeBlocksPerSm(kHeadDim, kWarp
   DecodeShared& shared = *reinterpret_cast<DecodeShared*>(shared_bytes);
   const int warp = static_cast<int>(threadIdx.x) / 32;
   if (threadIdx.x == 0) {
+#pragma unroll 1
     for (int i = 0; i < p.ring_stages; ++i) {
       BarrierInit(SharedAddress(&shared.barriers[i].k_full), FullArrivals(p));
       BarrierInit(SharedAddress(&shared.barriers[i].v_full), FullArrivals(p));
@@ -261,24 +302,37 @@ __global__ void __launch_bounds__(32 * kWarps, DecodeBlocksPerSm(kHeadDim, kWarp
     FenceBarrierInit();
 #endif
   }
-  WaitForPrevious();
+  FetchLists(p);
   LetNextStart();
-  const Ranges ranges(p, MeasureLine(p, shared.schedule), static_cast<int>(gridDim.x));
+  __syncthreads();  // the barriers
+  if (threadIdx.x == 0) FetchSlab<kHeadDim>(p);
+  WaitForPrevious();
+  const int blocks = static_cast<int>(gridDim.x);
+  Line line;
+  if (!FewEntries(p)) line = MeasureLine(p, shared.schedule);
   if (warp == kWarps - 1) {
-    Producer<kHeadDim> producer(p, stages, shared.barriers, shared.headers, &shared.pending_tokens);
+    if (FewEntries(p)) line = MeasureFew(p, shared.schedule, blocks);
+    const Ranges ranges(p, line, blocks);
+    Producer<kHeadDim, kGathers> producer(p, stages, shared.barriers, shared.headers,
+                                          &shared.pending_tokens);
     VisitRanges(p, shared.schedule, ranges,
                 [&](const Segment& segment) { producer.Send(segment); });
     producer.Stop();
   } else {
-    Consumer<T, kHeadDim>(p, stages, shared, warp).Run();
+    // While the first stage comes.
     WriteEmptyUnits<T, kHeadDim>(p, static_cast<int>(threadIdx.x), (kWarps - 1) * 32);
+    Consumer<T, kHeadDim>(p, stages, shared, warp).Run();
   }
 }
 
 template <typename T, int kHeadDim>
 Status LaunchDecode(const DecodeParams& params, const DecodeLaunch& launch, cudaStream_t stream) {
-  const auto kernel = params.tile_heads <= 8 ? DecodeKernel<T, kHeadDim, DecodeWarps(8)>
-                                             : DecodeKernel<T, kHeadDim, DecodeWarps(16)>;
+  const auto kernel_of = [&]<bool kGathers>() {
+    return params.tile_heads <= 8 ? DecodeKernel<T, kHeadDim, DecodeWarps(8), kGathers>
+                                  : DecodeKernel<T, kHeadDim, DecodeWarps(16), kGathers>;
+  };
+  const auto kernel = DecodeGathers(params) ? kernel_of.template operator()<true>()
+                                            : kernel_of.template operator()<false>();
   LACUNA_CUDA_RETURN_IF_ERROR(cudaFuncSetAttribute(
       kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(launch.shared_bytes)));
   return Launch(kernel, dim3(static_cast<unsigned>(launch.blocks)),

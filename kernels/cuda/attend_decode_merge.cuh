@@ -97,6 +97,7 @@ class Merger final {
     const int heads = TileHeads(p_, segment.tile);
     const int head_0 = segment.kv_head * p_.group + segment.tile * p_.tile_heads;
     NamedBarrierSync(kConsumerBarrier, threads_);
+#pragma unroll 1
     for (int i = thread_; i < heads * kColumns; i += threads_) {
       const int head = i / kColumns;
       const int channel = i % kColumns * 4;
@@ -109,6 +110,7 @@ class Merger final {
     }
     if (segment.parts == 1 || !LastToArrive(segment)) return;
     Sums sums[kColumnsPerThread];
+#pragma unroll 1
     for (int part = 0; part < segment.parts; part += kChunk) {
       MergeParts(segment, part, heads, buffer, sums);
     }
@@ -119,7 +121,7 @@ class Merger final {
 
  private:
   static constexpr int kChunk = 64;  // parts that are added up at a time
-  static constexpr int kLoads = 16;  // of parts in flight, per thread
+  static constexpr int kLoads = 8;   // of parts in flight, per thread
   // Eight heads for every 128 threads.
   static constexpr int kColumnsPerThread = (8 * kColumns + 127) / 128;
 
@@ -183,8 +185,13 @@ class Merger final {
     const int count = min(kChunk, segment.parts - first);
     float* weights = buffer;  // [head][kChunk], zero from `count` on
     auto* tops = reinterpret_cast<float2*>(buffer + kTileHeads * kChunk);  // [head] (max, l)
+    // See SlotOf: parts lie `step` apart, the first part of all is elsewhere.
+    const int slot = DecodeSlotFloats(p_.tile_heads, kHeadDim);
+    const int step = p_.list_items > 0 ? slot : 2 * slot;
+    const int first_further = p_.list_items > 0 || first > 0 ? 0 : slot;
+    const float* const parts = Slot(segment.slot_base) + int64_t{first} * step;
     const auto part = [&](int i) {
-      return Slot(SlotOf(p_, segment.slot_base, first + min(i, count - 1)));
+      return parts + (min(i, count - 1) * step + (i == 0 ? first_further : 0));
     };
     float4 o[kLoads];
     const auto load = [&](int head, int channel, int from) {
@@ -194,6 +201,7 @@ class Merger final {
       }
     };
     load(thread_ / kColumns % heads, thread_ % kColumns * 4, 0);  // while the weights are made
+#pragma unroll 1
     for (int head = thread_ / 32; head < heads; head += threads_ / 32) {
       MakeWeights(part, count, head, weights + head * kChunk, tops + head);
     }
@@ -202,6 +210,7 @@ class Merger final {
       Sums chunk;
       chunk.max = tops[head].x;
       chunk.l = tops[head].y;
+#pragma unroll 1
       for (int from = 0; from < count; from += kLoads) {
         if (column > 0 || from > 0) load(head, channel, from);
 #pragma unroll

@@ -51,6 +51,7 @@ DecodeParams ParamsOf(const AttendDecodeArgs& args) {
     params.lse_row = args.lse.stride(0);
   }
   params.pool = static_cast<const std::byte*>(args.pool.data);
+  params.pool_pages = args.pool.pages;
   params.kv_heads = static_cast<int>(args.pool.kv_heads);
   params.group = static_cast<int>(args.q.dim(1) / args.pool.kv_heads);
   params.tiles = (params.group + kTileHeads - 1) / kTileHeads;

@@ -30,8 +30,10 @@ struct PendingTokens final {
   int sources[kStageTokens];
 };
 
-// Fills stages; used by the producer warp, all lanes together.
-template <int kHeadDim>
+// Fills stages; used by the producer warp, all lanes together. kGathers: DecodeGathers of the
+// launch. It is a constant because what gathers is far more code than the rest: a launch pays for
+// each line of instructions that it meets first, and steps of few short rows consist of that.
+template <int kHeadDim, bool kGathers>
 class Producer final {
  public:
   __device__ Producer(const DecodeParams& p, const char* stages, RingBarriers* barriers,
@@ -48,7 +50,7 @@ class Producer final {
     shape_ =
         p_.shapes == nullptr ? p_.shape : p_.shapes[segment.row * p_.kv_heads + segment.kv_head];
     first_ = true;
-    if (DecodeGathers(p_)) {
+    if constexpr (kGathers) {
       SendGathered(segment);
     } else {
       SendPages(segment);
@@ -74,45 +76,51 @@ class Producer final {
   static constexpr int kTokensAloneMax = 8;
 
   __device__ void SendPages(const Segment& segment) {
-    const int per_stage = kStageTokens / p_.page_tokens;
-    const int groups = p_.page_tokens / kGroupTokens;  // of a page
+    const bool whole = p_.page_tokens == kStageTokens;  // else pages are groups
+    const int per_stage = whole ? 1 : kStageTokens / kGroupTokens;
+    const int page_of_lane = whole ? lane_ / 4 : lane_;  // among those of a stage
+    const int group_of_lane = whole ? lane_ % 4 : 0;     // of that page
     const int end = min(segment.end * per_stage, segment.list_pages);
+    int base = segment.begin * per_stage;
+    // Of each lane, one of 32.
+    int page = 0;
+    int key = 0;
+    uint32_t mask = ~0u;
+    unsigned left = 0;  // that are visible and not sent
     bool last = false;
-    for (int base = segment.begin * per_stage; base < end; base += 32) {
-      const int mine = base + lane_;
-      int page = 0;
-      int key = 0;
-      uint32_t mask = ~0u;
-      bool visible = false;
-      if (mine < end) {
-        page = p_.pages[segment.list_begin + mine];
-        key = p_.logical[segment.list_begin + mine] * p_.page_tokens;
-        visible = SomeVisible(shape_, segment.position, key, p_.page_tokens);
-        if (p_.masks != nullptr) {  // then pages have 16 tokens
-          mask = static_cast<uint32_t>(p_.masks[segment.list_begin + mine]);
-          visible = (VisibleTokens(shape_, segment.position, key) & mask) != 0;
-        }
-      }
-      unsigned left = __ballot_sync(~0u, visible);
-      while (left != 0) {
-        StagePieces pieces;
-        for (; pieces.count < per_stage && left != 0; ++pieces.count) {
-          const int from = __ffs(static_cast<int>(left)) - 1;
-          left &= left - 1;
-          const int from_page = __shfl_sync(~0u, page, from);
-          const int from_key = __shfl_sync(~0u, key, from);
-          const uint32_t from_mask = __shfl_sync(~0u, mask, from);
-          if (lane_ == pieces.count) pieces.source = from_page;
-          if (lane_ / groups == pieces.count) {
-            const int group_key = from_key + lane_ % groups * kGroupTokens;
-            pieces.visible = VisibleTokens(shape_, segment.position, group_key) & from_mask;
+    while (!last) {
+#pragma unroll 1
+      for (; left == 0 && base < end; base += 32) {
+        const int mine = base + lane_;
+        bool visible = false;
+        if (mine < end) {
+          page = p_.pages[segment.list_begin + mine];
+          key = p_.logical[segment.list_begin + mine] * p_.page_tokens;
+          visible = SomeVisible(shape_, segment.position, key, p_.page_tokens);
+          if (p_.masks != nullptr) {  // then pages have 16 tokens
+            mask = static_cast<uint32_t>(p_.masks[segment.list_begin + mine]);
+            visible = (VisibleTokens(shape_, segment.position, key) & mask) != 0;
           }
         }
-        last = left == 0 && base + 32 >= end;
-        Push(segment, last, pieces);
+        left = __ballot_sync(~0u, visible);
       }
+      StagePieces pieces;
+#pragma unroll 1
+      for (; pieces.count < per_stage && left != 0; ++pieces.count) {
+        const int from = __ffs(static_cast<int>(left)) - 1;
+        left &= left - 1;
+        const int from_page = __shfl_sync(~0u, page, from);
+        const int from_key = __shfl_sync(~0u, key, from);
+        const uint32_t from_mask = __shfl_sync(~0u, mask, from);
+        if (lane_ == pieces.count) pieces.source = from_page;
+        if (page_of_lane == pieces.count) {
+          const int group_key = from_key + group_of_lane * kGroupTokens;
+          pieces.visible = VisibleTokens(shape_, segment.position, group_key) & from_mask;
+        }
+      }
+      last = left == 0 && base >= end;
+      Push(segment, last, pieces);
     }
-    if (!last) Push(segment, true, StagePieces{});
   }
 
   // What the row reads of a page of 64 tokens.
@@ -138,6 +146,7 @@ class Producer final {
     groups.kind = PieceKind::kGroups;
     int tokens = 0;  // pending, fewer than a stage
     bool last = false;
+#pragma unroll 1
     for (int base = segment.begin; base < segment.end; base += 32) {
       const int mine = base + lane_;
       int page = 0;
@@ -215,7 +224,7 @@ class Producer final {
   __device__ void Push(const Segment& segment, bool last, const StagePieces& pieces) {
     const RingBarriers& barriers = barriers_[cursor_.stage];
     WaitFor(barriers.empty, cursor_.parity ^ 1);
-    if (DecodeGathers(p_)) FenceBeforeCopies();  // tokens may have been copied to where bulk will
+    if (kGathers) FenceBeforeCopies();  // tokens may have been copied to where bulk will
     StageHeader& header = headers_[cursor_.stage];
     if (lane_ < 4) header.sources[lane_] = pieces.source;
     uint32_t visible[4];
@@ -265,6 +274,7 @@ class Producer final {
 
   // What bulk copies bring.
   __device__ int AnnouncedTokens(const StagePieces& pieces) const {
+    if constexpr (!kGathers) return pieces.count * p_.page_tokens;
     if (pieces.kind == PieceKind::kTokens) return 0;
     return pieces.count * (pieces.kind == PieceKind::kGroups ? kGroupTokens : p_.page_tokens);
   }
@@ -278,11 +288,11 @@ class Producer final {
       return p_.pool + (static_cast<int64_t>(page) * p_.kv_heads + segment.kv_head) * 2 * bytes +
              half * bytes;
     };
-    if (pieces.kind == PieceKind::kTokens) {
+    if (kGathers && pieces.kind == PieceKind::kTokens) {
       CopyTokens(stage + static_cast<uint32_t>(half * bytes), pieces.count, slab);
       return;
     }
-    if (pieces.kind == PieceKind::kPages) {
+    if (!kGathers || pieces.kind == PieceKind::kPages) {
       CopyAll(pieces.count, bytes, barrier, [&](int i) {
         return CopyAddresses{stage + static_cast<uint32_t>((2 * i + half) * bytes),
                              slab(sources[i])};

@@ -35,7 +35,7 @@ struct RingBarriers final {
 #define LACUNA_DECODE_BULK_COPIES 1
 #endif
 // Whether stages may be put together from parts of pages.
-__device__ inline bool DecodeGathers(const DecodeParams& p) {
+__host__ __device__ inline bool DecodeGathers(const DecodeParams& p) {
   return p.masks != nullptr && p.page_tokens == kStageTokens;
 }
 // Whether a stage may have 16-byte copies.

@@ -6,7 +6,9 @@
 // than blocks, then whichever is next.
 //  - By default the line is measured in stages and there are no more ranges than blocks. Parts
 //    depend on the batch. (Handing out a last quarter in short ranges was slower: a part costs more
-//    than what unequal multiprocessors lose.)
+//    than what unequal multiprocessors lose.) Where the lists are so short that each may be cut
+//    into shares by itself, the line is measured in shares: a block never has ends of two units,
+//    whose merges it would make one after the other.
 //  - In deterministic mode a list is cut into items by its own length alone, the line is measured
 //    in items, and every range is an item: bits do not depend on the other rows.
 #pragma once
@@ -16,6 +18,9 @@
 #include "kernels/cuda/attend_decode.h"
 
 namespace lacuna::kernels::cuda {
+
+// Divisions stand on the way to the first copy, and most of their divisors are one.
+__device__ inline int Quotient(int a, int b) { return b == 1 ? a : a / b; }
 
 // An entry is a list; its stages are read by `units_per_entry` units, one after the other.
 __device__ inline int EntryCount(const DecodeParams& p) { return p.rows * p.lists_per_row; }
@@ -31,10 +36,23 @@ __device__ inline int TileHeads(const DecodeParams& p, int tile) {
 __device__ inline int ItemStages(const DecodeParams& p, int stages) {
   return max(kItemStagesMin, (stages + p.list_items - 1) / p.list_items);
 }
+// The line: its length, in stages or in shares (in deterministic mode in items).
+struct Line final {
+  int length = 0;
+  bool shares = false;
+};
+// Of a list that is cut into shares.
+__device__ inline int ShareStages(int stages) {
+  return stages <= kWholeStages ? kWholeStages : kShareStagesMin;
+}
 // Of a list, on the line.
-__device__ inline int LengthOf(const DecodeParams& p, int pages) {
+__device__ inline int LengthOf(const DecodeParams& p, bool shares, int pages) {
   const int stages = StagesOf(p, pages);
-  if (p.list_items == 0) return stages;
+  if (p.list_items == 0) {
+    if (!shares) return stages;
+    return stages <= kWholeStages ? min(stages, 1)
+                                  : (stages + kShareStagesMin - 1) / kShareStagesMin;
+  }
   const int item = ItemStages(p, stages);
   return (stages + item - 1) / item;
 }
@@ -42,19 +60,23 @@ __device__ inline int LengthOf(const DecodeParams& p, int pages) {
 // The cuts of the line.
 struct Ranges final {
   int total = 0;
-  int share = 1;  // length of a range
+  bool shares = false;  // see Line
+  int share = 1;        // length of a range
   int count = 0;
   int firsts = 0;  // the ranges that blocks start with
 
-  __device__ Ranges(const DecodeParams& p, int line, int blocks) : total(line) {
-    if (p.list_items == 0) share = max((total + blocks - 1) / blocks, kShareStagesMin);
-    count = (total + share - 1) / share;
+  __device__ Ranges(const DecodeParams& p, const Line& line, int blocks)
+      : total(line.length), shares(line.shares) {
+    if (p.list_items == 0 && !shares) {
+      share = max((total + blocks - 1) / blocks, kShareStagesMin);
+    }
+    count = Quotient(total + share - 1, share);
     firsts = min(count, blocks);
   }
   __device__ int Begin(int range) const { return range * share; }
   __device__ int End(int range) const { return min((range + 1) * share, total); }
   // The range that holds position `at` of the line.
-  __device__ int Of(int at) const { return at / share; }
+  __device__ int Of(int at) const { return Quotient(at, share); }
 };
 
 struct Entry final {
@@ -64,7 +86,8 @@ struct Entry final {
 };
 __device__ inline Entry ReadEntry(const DecodeParams& p, int entry) {
   const int64_t begin = p.begins[entry];
-  return {begin, static_cast<int>(p.ends[entry] - begin), p.positions[entry / p.lists_per_row]};
+  return {begin, static_cast<int>(p.ends[entry] - begin),
+          p.positions[Quotient(entry, p.lists_per_row)]};
 }
 
 // Thread t has looked at the entries [t * run, (t + 1) * run), which start at begins[t] of the
@@ -76,13 +99,52 @@ struct ScheduleScratch final {
   Entry entries[kThreadsMax];  // when run is 1
 };
 
+// Whether the producer warp measures the line by itself, a lane an entry: no barrier of the block
+// stands between the launch and the first copies.
+__device__ inline bool FewEntries(const DecodeParams& p) { return EntryCount(p) <= 32; }
+
 __device__ inline int EntryRun(const DecodeParams& p) {
+  if (FewEntries(p)) return 1;
   const int threads = static_cast<int>(blockDim.x);
   return (EntryCount(p) + threads - 1) / threads;
 }
 
-// By all threads of the block, which it synchronises: fills `scratch`; returns the line's length.
-__device__ inline int MeasureLine(const DecodeParams& p, ScheduleScratch& scratch) {
+__device__ inline int ScanWarp(int value) {
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const int other = __shfl_up_sync(~0u, value, step);
+    if (static_cast<int>(threadIdx.x) % 32 >= step) value += other;
+  }
+  return value;
+}
+
+// Where FewEntries, by one warp: fills `scratch`.
+__device__ inline Line MeasureFew(const DecodeParams& p, ScheduleScratch& scratch, int blocks) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  Entry entry{};
+  if (lane < EntryCount(p)) entry = ReadEntry(p, lane);
+  const auto measure = [&](bool shares) {
+    return LengthOf(p, shares, entry.pages) * UnitsPerEntry(p);
+  };
+  Line line;
+  int length = measure(true);
+  int scan = ScanWarp(length);
+  line.length = __shfl_sync(~0u, scan, 31);
+  line.shares = true;
+  if (line.length > blocks && p.list_items == 0) {
+    length = measure(false);
+    scan = ScanWarp(length);
+    line.length = __shfl_sync(~0u, scan, 31);
+    line.shares = false;
+  }
+  scratch.entries[lane] = entry;
+  scratch.begins[lane] = scan - length;
+  __syncwarp();
+  return line;
+}
+
+// By all threads of the block, which it synchronises: fills `scratch`.
+__device__ inline Line MeasureLine(const DecodeParams& p, ScheduleScratch& scratch) {
   const int thread = static_cast<int>(threadIdx.x);
   const int run = EntryRun(p);
   int sum = 0;
@@ -91,18 +153,15 @@ __device__ inline int MeasureLine(const DecodeParams& p, ScheduleScratch& scratc
     if (index >= EntryCount(p)) break;
     const Entry entry = ReadEntry(p, index);
     if (run == 1) scratch.entries[thread] = entry;
-    sum += LengthOf(p, entry.pages);
+    sum += LengthOf(p, false, entry.pages);
   }
   sum *= UnitsPerEntry(p);
-  int scan = sum;
-  for (int step = 1; step < 32; step *= 2) {
-    const int other = __shfl_up_sync(~0u, scan, step);
-    if (thread % 32 >= step) scan += other;
-  }
+  const int scan = ScanWarp(sum);
   if (thread % 32 == 31) scratch.warp_sums[thread / 32] = scan;
   __syncthreads();
   int before = 0;
   int total = 0;
+#pragma unroll 1
   for (int warp = 0; warp < static_cast<int>(blockDim.x) / 32; ++warp) {
     const int warp_sum = scratch.warp_sums[warp];
     if (warp < thread / 32) before += warp_sum;
@@ -110,14 +169,16 @@ __device__ inline int MeasureLine(const DecodeParams& p, ScheduleScratch& scratc
   }
   scratch.begins[thread] = before + scan - sum;
   __syncthreads();
-  return total;
+  return {total, false};
 }
 
-// By one warp: the last thread of MeasureLine whose entries start at or before `at`.
-__device__ inline int FindRun(const ScheduleScratch& scratch, int at) {
+// By one warp: the last thread that measured whose entries start at or before `at`.
+__device__ inline int FindRun(const DecodeParams& p, const ScheduleScratch& scratch, int at) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int threads = min(EntryCount(p), static_cast<int>(blockDim.x));
   int found = 0;
-  for (int base = 0; base < static_cast<int>(blockDim.x); base += 32) {
+#pragma unroll 1
+  for (int base = 0; base < threads; base += 32) {
     const unsigned before = __ballot_sync(~0u, scratch.begins[base + lane] <= at);
     if (before == 0) break;
     found = base + 31 - __clz(static_cast<int>(before));
@@ -154,8 +215,10 @@ __device__ inline void CutSegment(const DecodeParams& p, const Ranges& ranges, i
   const int from = max(ranges.Begin(range) - unit_begin, 0);
   if (p.list_items == 0) {
     const int first_range = ranges.Of(unit_begin);
-    segment->begin = from;
-    segment->end = min(ranges.End(range) - unit_begin, length);
+    const int stages = StagesOf(p, segment->list_pages);
+    const int unit = ranges.shares ? ShareStages(stages) : 1;
+    segment->begin = from * unit;
+    segment->end = min((ranges.End(range) - unit_begin) * unit, stages);
     segment->parts = ranges.Of(unit_begin + length - 1) - first_range + 1;
     segment->part = range - first_range;
     segment->slot_base = 2 * first_range;
@@ -180,10 +243,11 @@ __device__ void VisitRange(const DecodeParams& p, const ScheduleScratch& scratch
   const int run = EntryRun(p);
   const int begin = ranges.Begin(range);
   const int end = ranges.End(range);
-  const int found = FindRun(scratch, begin);
+  const int found = FindRun(p, scratch, begin);
   const int first_entry = found * run;
   int entry_begin = scratch.begins[found];
   Entry held{};  // by each lane, one of the current 32
+#pragma unroll 1
   for (int index = 0; entry_begin < end; ++index) {
     if (index % 32 == 0) {
       const int mine = first_entry + index + lane;
@@ -192,18 +256,19 @@ __device__ void VisitRange(const DecodeParams& p, const ScheduleScratch& scratch
     }
     Segment segment;
     segment.list_pages = __shfl_sync(~0u, held.pages, index % 32);
-    const int length = LengthOf(p, segment.list_pages);
+    const int length = LengthOf(p, ranges.shares, segment.list_pages);
     const int entry_end = entry_begin + length * units;
     if (length > 0 && entry_end > begin) {
       const int entry = first_entry + index;
       segment.list_begin = __shfl_sync(~0u, held.begin, index % 32);
       segment.position = __shfl_sync(~0u, held.position, index % 32);
-      segment.row = entry / p.lists_per_row;
+      segment.row = Quotient(entry, p.lists_per_row);
+#pragma unroll 1
       for (int unit = max(begin - entry_begin, 0) / length;
            unit < units && entry_begin + unit * length < end; ++unit) {
-        const int head_and_tile = entry % p.lists_per_row * p.tiles + unit;
-        segment.kv_head = head_and_tile / p.tiles;
-        segment.tile = head_and_tile % p.tiles;
+        const int head_and_tile = (entry - segment.row * p.lists_per_row) * p.tiles + unit;
+        segment.kv_head = Quotient(head_and_tile, p.tiles);
+        segment.tile = head_and_tile - segment.kv_head * p.tiles;
         CutSegment(p, ranges, range, entry_begin + unit * length, length, &segment);
         visit(segment);
       }
