@@ -1,8 +1,9 @@
 // Sample: the next token of each row, without a sort (the order of kernels/ops/sample.h).
 //
-// A row is spread over a cluster of up to 16 blocks, as many as fill the device (sm_90), or given
-// to one block. A block keeps of its part in shared memory what fits, and reads the rest again,
-// from L2.
+// Two launches: one measures all chunks of all rows at the speed of memory; the other chooses, a
+// block for a row, which reads of it only the few chunks that matter. Rows that have to be looked
+// at as a whole, as for a top_p, belong to a cluster of up to 16 blocks (sm_90), as many as fill
+// the device, which keep of their part in shared memory what fits, and measure it on the way.
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -15,13 +16,49 @@
 namespace lacuna::kernels::cuda {
 namespace {
 
-template <bool kCluster>
-__global__ void __launch_bounds__(kSampleThreads, 1) SampleKernel(const SampleParams params) {
-  const Team<kCluster> team;
-  team.Arrive();
-  LetNextStart();
+// Waits first: what it lets start may read what is older than it.
+__global__ void __launch_bounds__(kMeasureThreads, kMeasureBlocks)
+    MeasureKernel(const SampleParams params) {
   WaitForPrevious();
-  RowSampler<kCluster>(params, team).Run();
+  LetNextStart();
+  ChunkMeasure(params).Run();
+}
+
+// Past L1, which may still have what the row was in an earlier step.
+__device__ SampleRow LoadRow(const SampleRow& from) {
+  return {.seed = __ldcg(&from.seed),
+          .index = __ldcg(&from.index),
+          .edits_begin = __ldcg(&from.edits_begin),
+          .edits_end = __ldcg(&from.edits_end),
+          .temperature = __ldcg(&from.temperature),
+          .top_p = __ldcg(&from.top_p),
+          .min_p = __ldcg(&from.min_p),
+          .top_k = __ldcg(&from.top_k),
+          .repetition = __ldcg(&from.repetition),
+          .presence = __ldcg(&from.presence),
+          .frequency = __ldcg(&from.frequency),
+          .forced_token = __ldcg(&from.forced_token),
+          .logprobs = __ldcg(&from.logprobs)};
+}
+
+// Reads the rows' parameters, and copies logits, before it waits for MeasureKernel, which writes
+// neither and has waited for whoever did.
+template <bool kCluster>
+__global__ void __launch_bounds__(kSampleThreads, kCluster ? 1 : 2)
+    ChooseKernel(const SampleParams params) {
+  LetNextStart();
+  const SampleRow row = LoadRow(params.rows[blockIdx.y]);
+  if constexpr (kCluster) {
+    const Team<true> team;
+    team.Arrive();
+    if (IsWide(row)) {
+      RowSampler<true> sampler(params, team, row);
+      sampler.Run();
+      return sampler.Drain();
+    }
+    if (team.rank != 0) return;  // the first one waits, for all
+  }
+  RowSampler<false>(params, Team<false>(), row).Run();
 }
 
 struct ClusterLaunch final {
@@ -53,7 +90,7 @@ Result<int64_t> ClustersAtOnce(int64_t blocks, int64_t shared_bytes) {
     ClusterLaunch launch(blocks, 1, shared_bytes, nullptr);
     launch.config.numAttrs = 1;  // the cluster
     LACUNA_CUDA_RETURN_IF_ERROR(cudaOccupancyMaxActiveClusters(
-        &clusters, reinterpret_cast<const void*>(SampleKernel<true>), &launch.config));
+        &clusters, reinterpret_cast<const void*>(ChooseKernel<true>), &launch.config));
     known[static_cast<size_t>(blocks)] = std::max(clusters, 1);
   }
   return clusters;
@@ -62,42 +99,59 @@ Result<int64_t> ClustersAtOnce(int64_t blocks, int64_t shared_bytes) {
 // How the blocks of a row divide its chunks.
 struct Division final {
   int64_t blocks = 1;
-  int64_t chunks = 0;           // of a block
-  int64_t resident_chunks = 0;  // of them
+  int64_t chunks = 0;    // of a block
+  int64_t resident = 0;  // of them
   int64_t shared_bytes = 0;
 
   Division(int64_t all, int64_t blocks_of_row, const DeviceTraits& traits)
       : blocks(blocks_of_row), chunks(CeilDiv(all, blocks_of_row)) {
     constexpr int64_t kPad = 128;  // of SharedPlan
-    const int64_t rest = traits.shared_bytes_max - SharedPlan::Of(chunks, 0).bytes - kPad;
-    resident_chunks = std::clamp<int64_t>(rest / (kChunk * 4 + 8), 0, chunks);
-    shared_bytes = SharedPlan::Of(chunks, resident_chunks).bytes;
+    const int64_t rest = traits.shared_bytes_max - SharedPlan::Of(all, 0).bytes - kPad;
+    if (blocks > 1) resident = std::clamp<int64_t>(rest / (kChunk * 4 + 8), 0, chunks);
+    shared_bytes = SharedPlan::Of(all, resident).bytes;
   }
 };
 
 // As many blocks for a row as let all rows run at once, but two at least; 16 is what sm_90 allows
 // beyond the portable 8.
-Result<Division> Divide(int64_t rows, int64_t vocab, const DeviceTraits& traits) {
-  const int64_t all = CeilDiv(vocab, kChunk);
-  if (traits.major < 9) return Division(all, 1, traits);
-  LACUNA_CUDA_RETURN_IF_ERROR(cudaFuncSetAttribute(SampleKernel<true>,
+Result<Division> Divide(int64_t rows, int64_t all, const DeviceTraits& traits) {
+  if (traits.major < 9 || all == 1) return Division(all, 1, traits);
+  LACUNA_CUDA_RETURN_IF_ERROR(cudaFuncSetAttribute(ChooseKernel<true>,
                                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                    static_cast<int>(traits.shared_bytes_max)));
   LACUNA_CUDA_RETURN_IF_ERROR(
-      cudaFuncSetAttribute(SampleKernel<true>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+      cudaFuncSetAttribute(ChooseKernel<true>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
   for (int64_t blocks = traits.major == 9 ? kTeamMax : 8; blocks > 2; blocks /= 2) {
     if (blocks * rows > traits.sm_count || blocks > all) continue;
     const Division division(all, blocks, traits);
     LACUNA_ASSIGN_OR_RETURN(const int64_t clusters, ClustersAtOnce(blocks, division.shared_bytes));
     if (clusters >= rows) return division;
   }
-  return Division(all, all > 1 ? 2 : 1, traits);
+  return Division(all, 2, traits);
+}
+
+// Neighbours that a block measures: so many that all blocks run at once.
+int64_t MeasuredChunks(int64_t rows, int64_t all, const DeviceTraits& traits) {
+  const int64_t blocks = std::max<int64_t>(traits.sm_count * kMeasureBlocks / rows, 1);
+  return RoundUp(CeilDiv(all, blocks), kMeasureWarps);
+}
+
+Status Measure(const SampleParams& params, int64_t rows, cudaStream_t stream) {
+  // Leaves shared memory to the kernel that follows.
+  LACUNA_CUDA_RETURN_IF_ERROR(cudaFuncSetAttribute(MeasureKernel,
+                                                   cudaFuncAttributePreferredSharedMemoryCarveout,
+                                                   cudaSharedmemCarveoutMaxShared));
+  const auto blocks = static_cast<unsigned>(CeilDiv(params.all, params.measured_chunks));
+  return Launch(MeasureKernel, dim3(blocks, static_cast<unsigned>(rows)), dim3(kMeasureThreads), 0,
+                stream, params);
 }
 
 }  // namespace
 
 int64_t SampleWorkspaceBytes(int64_t rows_max, int64_t vocab_size) {
-  return rows_max * RoundUp(vocab_size, kChunk) * static_cast<int64_t>(sizeof(float));
+  const int64_t all = CeilDiv(vocab_size, kChunk);
+  constexpr int64_t kChunkBytes = kChunk * sizeof(float);
+  return rows_max * ((all + 1) * kChunkBytes + all * int64_t{sizeof(ChunkStats)});
 }
 
 Status Sample(const SampleArgs& args, const DeviceTraits& traits, const Workspace& workspace,
@@ -109,30 +163,39 @@ Status Sample(const SampleArgs& args, const DeviceTraits& traits, const Workspac
   if (workspace.bytes < SampleWorkspaceBytes(rows, vocab)) {
     return InternalError("Sample: the workspace is too small");
   }
-  LACUNA_ASSIGN_OR_RETURN(const Division division, Divide(rows, vocab, traits));
+  const int64_t all = CeilDiv(vocab, kChunk);
+  LACUNA_ASSIGN_OR_RETURN(const Division division, Divide(rows, all, traits));
   const auto* logits = args.logits.as<float>();
-  const SampleParams params{.logits = logits,
-                            .rows = args.rows,
-                            .edits = args.edits,
-                            .mask = args.mask,
-                            .results = args.results,
-                            .tokens = args.tokens,
-                            .changed = static_cast<float*>(workspace.data),
-                            .logits_stride = args.logits.stride(0),
-                            .changed_stride = RoundUp(vocab, kChunk),
-                            .vocab = static_cast<int>(vocab),
-                            .chunks = static_cast<int>(division.chunks),
-                            .resident_chunks = static_cast<int>(division.resident_chunks),
-                            .aligned = reinterpret_cast<uintptr_t>(logits) % 16 == 0 &&
-                                       (rows == 1 || args.logits.stride(0) % 4 == 0)};
-  if (traits.major >= 9) {
+  auto* const changed = static_cast<float*>(workspace.data);
+  const SampleParams params{
+      .logits = logits,
+      .rows = args.rows,
+      .edits = args.edits,
+      .mask = args.mask,
+      .results = args.results,
+      .tokens = args.tokens,
+      .changed = changed,
+      .stats = reinterpret_cast<ChunkStats*>(changed + rows * (all + 1) * kChunk),
+      .tails = changed + rows * all * kChunk,
+      .logits_stride = args.logits.stride(0),
+      .changed_stride = all * kChunk,
+      .vocab = static_cast<int>(vocab),
+      .all = static_cast<int>(all),
+      .measured_chunks = static_cast<int>(MeasuredChunks(rows, all, traits)),
+      .chunks = static_cast<int>(division.chunks),
+      .resident = static_cast<int>(division.resident),
+      .aligned = reinterpret_cast<uintptr_t>(logits) % 16 == 0 &&
+                 (rows == 1 || args.logits.stride(0) % 4 == 0),
+      .teams = division.blocks > 1};
+  LACUNA_RETURN_IF_ERROR(Measure(params, rows, stream));
+  if (division.blocks > 1) {
     const ClusterLaunch launch(division.blocks, rows, division.shared_bytes, stream);
-    return CudaStatus(cudaLaunchKernelEx(&launch.config, SampleKernel<true>, params), "Sample");
+    return CudaStatus(cudaLaunchKernelEx(&launch.config, ChooseKernel<true>, params), "Sample");
   }
-  LACUNA_CUDA_RETURN_IF_ERROR(cudaFuncSetAttribute(SampleKernel<false>,
+  LACUNA_CUDA_RETURN_IF_ERROR(cudaFuncSetAttribute(ChooseKernel<false>,
                                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                    static_cast<int>(division.shared_bytes)));
-  return Launch(SampleKernel<false>, dim3(1, static_cast<unsigned>(rows)), dim3(kSampleThreads),
+  return Launch(ChooseKernel<false>, dim3(1, static_cast<unsigned>(rows)), dim3(kSampleThreads),
                 static_cast<size_t>(division.shared_bytes), stream, params);
 }
 

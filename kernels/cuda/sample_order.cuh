@@ -1,4 +1,4 @@
-// The order of a row's tokens, their masses, and walks over a block's part of the row.
+// The order of a row's tokens, their masses, and a block's part of a row.
 //
 // Tokens are ordered by a 64-bit key: likelier first, then the lower id. A row is cut into chunks
 // of 512 tokens, whatever the number of blocks; a warp takes a chunk at a time, its lanes always
@@ -47,6 +47,19 @@ __device__ inline uint64_t MassUnits(float mass) {
 // What a lane holds of a chunk.
 struct LaneChunk final {
   float values[kLaneValues];
+  // Calls f(i, value) in order, in a loop over four at a time: code that runs once is short, as its
+  // instructions come from far.
+  template <typename F>
+  __device__ __forceinline__ void ForEach(const F& f) const {
+    LaneChunk rest = *this;
+#pragma unroll 1
+    for (int i = 0; i < kLaneValues; i += 4) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) f(i + j, rest.values[j]);
+#pragma unroll
+      for (int j = 0; j + 4 < kLaneValues; ++j) rest.values[j] = rest.values[j + 4];
+    }
+  }
   // Of the i-th value, in the chunk.
   __device__ static int Token(int i) { return i / 4 * 128 + LaneIndex() * 4 + i % 4; }
 };
@@ -66,102 +79,82 @@ struct Domain final {
   }
 };
 
-// This block's part of a row. What lies behind the row's end is -inf. ..._at: places in shared
-// memory.
+// What a lane takes of a chunk in memory, of any kind.
+__device__ inline void LoadAligned(const float* from, LaneChunk& to) {
+#pragma unroll
+  for (int i = 0; i < kLaneValues; i += 4) {
+    const float4 four = *reinterpret_cast<const float4*>(from + LaneChunk::Token(i));
+    to.values[i] = four.x;
+    to.values[i + 1] = four.y;
+    to.values[i + 2] = four.z;
+    to.values[i + 3] = four.w;
+  }
+}
+__device__ inline void LoadWhole(const float* from, bool aligned, LaneChunk& to) {
+  if (aligned) return LoadAligned(from, to);
+#pragma unroll
+  for (int i = 0; i < kLaneValues; ++i) to.values[i] = from[LaneChunk::Token(i)];
+}
+__device__ inline void StoreWhole(const LaneChunk& from, float* to) {
+#pragma unroll
+  for (int i = 0; i < kLaneValues; i += 4) {
+    *reinterpret_cast<float4*>(to + LaneChunk::Token(i)) = {from.values[i], from.values[i + 1],
+                                                            from.values[i + 2], from.values[i + 3]};
+  }
+}
+
+// This block's part of a row: the chunks [begin, end) of `all`. ..._at: places in shared memory;
+// the greatest values are those of the whole row.
 struct RowPart final {
-  const float* row;  // [vocab] in memory
-  int resident_at;   // f32 [resident_chunks][kChunk]: the first ones
-  int greatest_at;   // f32 [chunks]
-  int sum_at;        // f32 [chunks] of e^((value - greatest of the chunk) / temperature)
-  int mass_at;       // u64 [chunks] in units: of what is kept, as far as it is known
-  int first;         // the first chunk's place in the row
-  int chunks;
-  int resident_chunks;
+  const float* row;   // in memory
+  const float* tail;  // [kChunk]: the row's last chunk, when that is not whole; behind its end -inf
+  int resident_at;    // f32 [resident][kChunk]: copies of the first ones
+  int loaded_at;      // u64 [resident]: barriers, passed once the copy is there
+  int greatest_at;    // f32 [all]
+  int sum_at;         // f32 [all] of e^((value - greatest of the chunk) / temperature)
+  int mass_at;        // u64 [all] in units: of what is kept, as far as it is known
+  int visit_at;       // u16 [end - begin]: scratch of Visit
+  int begin;
+  int end;
+  int resident;
   int vocab;
   bool aligned;  // `row` to 16 bytes
 
   __device__ float* Greatest() const { return At<float>(greatest_at); }
   __device__ float* Sum() const { return At<float>(sum_at); }
   __device__ uint64_t* Mass() const { return At<uint64_t>(mass_at); }
-  __device__ float* Resident(int chunk) const { return At<float>(resident_at) + chunk * kChunk; }
-
-  __device__ int FirstToken(int chunk) const { return (first + chunk) * kChunk; }
-  __device__ bool IsWhole(int chunk) const {
-    return aligned && FirstToken(chunk) + kChunk <= vocab;
+  __device__ int All() const { return (vocab + kChunk - 1) / kChunk; }
+  __device__ float* Resident(int chunk) const {
+    return At<float>(resident_at) + (chunk - begin) * kChunk;
   }
-  __device__ float Value(int chunk, int token) const {
-    if (chunk < resident_chunks) return Resident(chunk)[token];
-    const int at = FirstToken(chunk) + token;
-    return at < vocab ? row[at] : -INFINITY;
+  __device__ uint32_t Loaded(int chunk) const {
+    return SharedAddress(At<uint64_t>(loaded_at) + (chunk - begin));
   }
-  // `from`: a whole chunk.
-  __device__ static void LoadWhole(const float* from, LaneChunk& to) {
-#pragma unroll
-    for (int i = 0; i < kLaneValues; i += 4) {
-      const float4 four = *reinterpret_cast<const float4*>(from + LaneChunk::Token(i));
-      to.values[i] = four.x;
-      to.values[i + 1] = four.y;
-      to.values[i + 2] = four.z;
-      to.values[i + 3] = four.w;
+  __device__ bool IsResident(int chunk) const { return chunk - begin < resident; }
+  // Its kChunk values, aligned where the row is.
+  __device__ const float* Chunk(int chunk) const {
+    if (IsResident(chunk)) {
+      if constexpr (kHasClusters) BarrierWait(Loaded(chunk), 0);
+      return Resident(chunk);
     }
-  }
-  __device__ void LoadMemory(int chunk, LaneChunk& to) const {
-    const float* const from = row + FirstToken(chunk);
-    if (IsWhole(chunk)) return LoadWhole(from, to);
-    const int count = vocab - FirstToken(chunk);
-#pragma unroll
-    for (int i = 0; i < kLaneValues; ++i) {
-      to.values[i] = LaneChunk::Token(i) < count ? from[LaneChunk::Token(i)] : -INFINITY;
-    }
-  }
-  __device__ void Load(int chunk, LaneChunk& to) const {
-    if (chunk < resident_chunks) return LoadWhole(Resident(chunk), to);
-    LoadMemory(chunk, to);
-  }
-  __device__ static void Store(const LaneChunk& from, float* chunk) {
-#pragma unroll
-    for (int i = 0; i < kLaneValues; i += 4) {
-      *reinterpret_cast<float4*>(chunk + LaneChunk::Token(i)) = {
-          from.values[i], from.values[i + 1], from.values[i + 2], from.values[i + 3]};
-    }
-  }
-  // Four values at a time, the i-th being the chunk's tokens from LaneChunk::Token(4 i) on.
-  __device__ float4 LoadFour(int chunk, int token) const {
-    if (chunk < resident_chunks) return *reinterpret_cast<const float4*>(Resident(chunk) + token);
-    return {Value(chunk, token), Value(chunk, token + 1), Value(chunk, token + 2),
-            Value(chunk, token + 3)};
+    const bool cut = (chunk + 1) * kChunk > vocab;
+    return cut ? tail : row + static_cast<int64_t>(chunk) * kChunk;
   }
 
-  // Calls f(chunk) for this warp's chunks, from the last one to the first.
-  template <typename F>
-  __device__ __forceinline__ void ForEachChunk(const F& f) const {
-    for (int chunk = chunks - 1 - WarpIndex(); chunk >= 0; chunk -= kSampleWarps) f(chunk);
-  }
-  // Calls f(chunk, values) for those of this warp's chunks that have a value in the domain. Chunks
-  // that are not in shared memory come first, each fetched while the one before is at work.
+  // Calls f(chunk, values) for those of the chunks that have a value in the domain, each by a warp;
+  // from both ends, so that a chunk that comes from memory is fetched while a copy is at work.
   template <typename F>
   __device__ __forceinline__ void Visit(const Domain& domain, const F& f) const {
-    const auto skip = [&](int chunk) {
-      while (chunk >= 0 && !(domain.Scaled(Greatest()[chunk]) >= domain.floor)) {
-        chunk -= kSampleWarps;
-      }
-      return chunk;
-    };
-    LaneChunk next;
-    bool ahead = false;
-    for (int chunk = skip(chunks - 1 - WarpIndex()); chunk >= 0;) {
-      LaneChunk now;
-      if (ahead) {
-        now = next;
-      } else {
-        Load(chunk, now);
-      }
-      const int after = skip(chunk - kSampleWarps);
-      ahead = after >= resident_chunks && IsWhole(after);
-      if (ahead) LoadWhole(row + FirstToken(after), next);
-      f(chunk, now);
-      chunk = after;
-    }
+    uint16_t* const list = At<uint16_t>(visit_at);
+    const int count = ListVisits(domain, list);
+    ForPairs(
+        count, [list](int i) { return static_cast<int>(list[i]); }, f);
+  }
+  // The same for all chunks of the part.
+  template <typename F>
+  __device__ __forceinline__ void VisitAll(const F& f) const {
+    ForPairs(
+        end - begin, [](int i) { return i; }, f);
   }
 
  private:
@@ -169,6 +162,81 @@ struct RowPart final {
   __device__ static T* At(int place) {
     return reinterpret_cast<T*>(SharedMemory() + place);
   }
+  template <typename G, typename F>
+  __device__ __forceinline__ void ForPairs(int count, const G& chunk_of, const F& f) const {
+#pragma unroll 1
+    for (int i = WarpIndex(); 2 * i < count; i += kSampleWarps) {
+      const int first = begin + chunk_of(i);
+      const int second = begin + chunk_of(count - 1 - i);
+      LaneChunk other;
+      LaneChunk x;
+      LoadWhole(Chunk(second), aligned, other);
+      LoadWhole(Chunk(first), aligned, x);
+#pragma unroll 1
+      for (int chunk = first != second ? first : second;;) {
+        if (chunk == second) x = other;
+        f(chunk, x);
+        if (chunk == second) break;
+        chunk = second;
+      }
+    }
+  }
+
+  // To `list`, in their order, how many chunks there are with a value in the domain, and which.
+  __device__ __forceinline__ int ListVisits(const Domain& domain, uint16_t* list) const {
+    uint64_t(&warps)[kSampleWarps] = SharedTeam().warps;
+    int count = 0;
+#pragma unroll 1
+    for (int base = begin; base < end; base += kSampleThreads) {
+      const int chunk = base + static_cast<int>(threadIdx.x);
+      const bool here = chunk < end && domain.Scaled(Greatest()[chunk]) >= domain.floor;
+      const uint32_t lanes = __ballot_sync(~0u, here);
+      __syncthreads();  // `warps` and `list` have been read
+      if (LaneIndex() == 0) warps[WarpIndex()] = static_cast<uint64_t>(__popc(lanes));
+      __syncthreads();
+      const auto of_warp =
+          LaneIndex() < kSampleWarps ? static_cast<uint32_t>(warps[LaneIndex()]) : 0u;
+      const uint32_t before = __reduce_add_sync(~0u, LaneIndex() < WarpIndex() ? of_warp : 0u);
+      const auto place = count + static_cast<int>(before) +
+                         __popc(lanes & ((1u << static_cast<uint32_t>(LaneIndex())) - 1u));
+      if (here) list[place] = static_cast<uint16_t>(chunk - begin);
+      count += static_cast<int>(__reduce_add_sync(~0u, of_warp));
+    }
+    __syncthreads();
+    return count;
+  }
 };
+
+// Raises the domain's floor to what the `rank` first tokens are known to reach: the rank-th of the
+// greatest values of chunks, found by comparing all pairs. False when there are too few.
+__device__ inline bool BoundByRank(const RowPart& part, uint32_t rank, Domain& domain) {
+  constexpr int kComparedMax = 1024;  // of some chunks it is a bound too
+  const float* const greatest = part.Greatest();
+  const int count = min(part.All(), kComparedMax);
+  if (static_cast<uint32_t>(count) < rank) return false;
+  uint64_t least = kLastKey;  // of those with fewer than `rank` above them
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += kSampleThreads) {
+    const float value = greatest[i];
+    uint32_t above = 0;
+    int j = 0;
+#pragma unroll 4
+    for (; j + 4 <= count; j += 4) {
+      const float4 others = *reinterpret_cast<const float4*>(greatest + j);
+      above += others.x > value ? 1 : 0;
+      above += others.y > value ? 1 : 0;
+      above += others.z > value ? 1 : 0;
+      above += others.w > value ? 1 : 0;
+    }
+#pragma unroll 1
+    for (; j < count; ++j) above += greatest[j] > value ? 1 : 0;
+    if (above < rank) least = min(least, static_cast<uint64_t>(Ascending(value)));
+  }
+  const float bound = FromAscending(static_cast<uint32_t>(BlockMin(least)));
+  __syncthreads();  // sums of the block are read
+  if (bound == -INFINITY) return false;
+  domain.floor = fmaxf(domain.floor, domain.Scaled(bound));
+  return true;
+}
 
 }  // namespace lacuna::kernels::cuda

@@ -1,10 +1,10 @@
 // Finds, without a sort, the last token that a top_k or top_p keeps in a row spread over a team.
 //
-// A histogram of the scaled values finds the bins that the cutoff lies in: of counts for a top_k;
-// for a top_p of masses in units of 2^-30 of all, whose rounding is accounted for. The tokens of
-// these bins go to a list that all blocks hold and rank, comparing all pairs; the exact mass of the
-// tokens before them is summed on the way. Should the list be too short for them, histograms over
-// ranges of keys narrow the bins first.
+// The chunks' greatest values bound the cutoff first. A histogram of the scaled values finds the
+// bins that it lies in: of counts for a top_k; for a top_p of masses in units of 2^-30 of all,
+// whose rounding is accounted for. The tokens of these bins go to a list that all blocks hold and
+// rank, comparing all pairs; the exact mass of the tokens before them is summed on the way. Should
+// the list be too short for them, histograms over ranges of keys narrow the bins first.
 #pragma once
 
 #include <cstdint>
@@ -91,9 +91,65 @@ struct Goal final {
   uint64_t total = 0;   // of the domain
 };
 
-// Its functions that are not inlined keep it in local memory: it has copies of what it changes,
-// so that the rest of the row's state stays in registers, and finds the block's part of the row in
-// shared memory.
+__device__ inline void ClearCounts() {
+  SelectScratch& s = SharedSelect();
+  s.count[threadIdx.x] = 0;
+  if (threadIdx.x == 0) {
+    s.total = 0;
+    s.low = kBins;
+    s.high = kBins;
+  }
+  __syncthreads();
+}
+// The sum over this thread's and the lower bins; a barrier has to follow before the next one.
+__device__ inline uint32_t BlockPrefix(uint32_t value) {
+  uint32_t(&sums)[kSampleWarps] = SharedSelect().sums;
+  const uint32_t prefix = WarpPrefix(value);
+  if (LaneIndex() == 31) sums[WarpIndex()] = prefix;
+  __syncthreads();
+  return prefix + __reduce_add_sync(~0u, LaneIndex() < WarpIndex() ? sums[LaneIndex()] : 0u);
+}
+// The bin, each thread with the count of its own, in which `rank` is reached; kBins: none.
+__device__ inline void PickRank(uint32_t count, uint32_t rank) {
+  SelectScratch& s = SharedSelect();
+  const uint32_t before = BlockPrefix(count) - count;
+  if (before < rank && rank <= before + count) {
+    s.low = threadIdx.x;
+    s.before = before;
+    s.through = before + count;
+  }
+  __syncthreads();
+}
+// Calls f(index in the list, tokens before it in the list, their mass), by one thread each.
+template <typename F>
+__device__ __forceinline__ void Compare(int count, const F& f) {
+  constexpr int kHelpers = 4;  // threads for one token
+  const Candidate* const list = SharedSelect().list;
+  const int helper = static_cast<int>(threadIdx.x) % kHelpers;
+#pragma unroll 1
+  for (int base = 0; base < count; base += kSampleThreads / kHelpers) {
+    const int i = base + static_cast<int>(threadIdx.x) / kHelpers;
+    const uint64_t key = i < count ? list[i].key : 0;
+    uint32_t tokens = 0;
+    uint64_t mass = 0;
+#pragma unroll 4
+    for (int j = helper; j < count; j += kHelpers) {
+      const Candidate other = list[j];
+      tokens += other.key < key ? 1 : 0;
+      mass += other.key < key ? other.mass : 0;
+    }
+#pragma unroll
+    for (int step = 1; step < kHelpers; step *= 2) {
+      tokens += __shfl_xor_sync(~0u, tokens, step);
+      mass += __shfl_xor_sync(~0u, mass, step);
+    }
+    if (helper == 0 && i < count) f(i, tokens, mass);
+  }
+}
+
+// Its functions that are not inlined work on a copy in registers: as it is, it lies in local
+// memory, which for all threads is as much as the logits themselves, and shared memory leaves
+// hardly any L1 for it. They find the block's part of the row in shared memory.
 template <bool kCluster>
 class Selector final {
  public:
@@ -104,22 +160,18 @@ class Selector final {
   // The key of the last token that is kept; kLastKey when the domain has fewer than `rank`. Those
   // before the list are known to be kept.
   __device__ __attribute__((noinline)) uint64_t Select(const Goal& goal) {
-    goal_ = goal;
-    BoundDomain();
-    const Bins bins(domain_.floor);
-    BuildBins(bins, goal_.rank > 0 ? 0.0f : Shift());
-    Range range{INFINITY, domain_.floor};
-    bool few = domain_count_ <= kListMax;
-    if (!few) few = goal_.rank > 0 ? PickRankBins(bins, range) : PickMassBins(bins, range);
-    while (!few || !Collect(range)) {
-      Narrow(range);
-      few = true;
-    }
-    return RankList();
+    Selector here = *this;
+    const uint64_t last = here.Find(goal);
+    TakeOver(here);
+    return last;
   }
 
   // All of the domain is kept.
-  __device__ void KeepAll() { Collect({domain_.floor, domain_.floor}); }
+  __device__ __attribute__((noinline)) void KeepAll() {
+    Selector here = *this;
+    here.Collect({domain_.floor, domain_.floor});
+    TakeOver(here);
+  }
 
   // Whether the whole domain is listed; then among the listed tokens up to `last`:
   __device__ bool ListIsAll() const { return static_cast<uint32_t>(list_count_) == domain_count_; }
@@ -139,12 +191,15 @@ class Selector final {
   // Calls f(candidate, tokens before it) for each listed token, by one thread.
   template <typename F>
   __device__ __forceinline__ void ForEachListed(const F& f) {
-    Compare([&](int i, uint32_t tokens, uint64_t /*mass*/) { f(SharedSelect().list[i], tokens); });
+    Compare(list_count_,
+            [&](int i, uint32_t tokens, uint64_t /*mass*/) { f(SharedSelect().list[i], tokens); });
   }
   // The tokens up to `last` to the list.
-  __device__ void ListUpTo(uint64_t last) {
-    Collect({INFINITY, ScaledOf(last), 0, last});
-    before_count_ = 0;
+  __device__ __attribute__((noinline)) void ListUpTo(uint64_t last) {
+    Selector here = *this;
+    here.Collect({INFINITY, ScaledOf(last), 0, last});
+    here.before_count_ = 0;
+    TakeOver(here);
   }
 
   __device__ const Share& above() const { return above_; }  // kept for sure, not listed
@@ -154,6 +209,30 @@ class Selector final {
   __device__ const Exchange<kCluster>& exchange() const { return exchange_; }
 
  private:
+  __device__ __forceinline__ uint64_t Find(const Goal& goal) {
+    goal_ = goal;
+    BoundDomain();
+    const Bins bins(domain_.floor);
+    BuildBins(bins, goal_.rank > 0 ? 0.0f : Shift());
+    Range range{INFINITY, domain_.floor};
+    bool few = domain_count_ <= kListMax;
+    if (!few) few = goal_.rank > 0 ? PickRankBins(bins, range) : PickMassBins(bins, range);
+    while (!few || !Collect(range)) {
+      Narrow(range);
+      few = true;
+    }
+    return RankList();
+  }
+  // What changes, from the copy in registers that a selection works on.
+  __device__ void TakeOver(const Selector& other) {
+    exchange_ = other.exchange_;
+    domain_ = other.domain_;
+    goal_ = other.goal_;
+    above_ = other.above_;
+    before_count_ = other.before_count_;
+    domain_count_ = other.domain_count_;
+    list_count_ = other.list_count_;
+  }
   // Raises the domain's floor as far as can be told before it is looked at.
   __device__ void BoundDomain() {
     if (goal_.rank == 0) {
@@ -163,22 +242,7 @@ class Selector final {
       domain_.floor = fmaxf(domain_.floor, fminf(floor, 0.0f));
       return;
     }
-    // Not above the rank-th of the chunks' greatest values.
-    SelectScratch& s = SharedSelect();
-    const Bins bins(kLowest);
-    ClearCounts();
-    const RowPart part = s.part;
-    const int all = (part.vocab + kChunk - 1) / kChunk;
-    const int share = (all + team_.size - 1) / team_.size;
-    for (int chunk = static_cast<int>(threadIdx.x); chunk < all; chunk += kSampleThreads) {
-      const float greatest = *team_.Remote(&part.Greatest()[chunk % share], chunk / share);
-      const uint32_t bin = bins.Of(domain_.Scaled(greatest));
-      if (greatest > -INFINITY && bin < kBins - 1) atomicAdd(&s.count[bin], 1u);
-    }
-    __syncthreads();
-    PickRank(s.count[threadIdx.x], goal_.rank);
-    if (s.low < kBins) domain_.floor = fmaxf(domain_.floor, bins.Least(s.low));
-    __syncthreads();
+    BoundByRank(SharedSelect().part, goal_.rank, domain_);
   }
   // Masses times 2^this are units of 2^-kTotalBits of all.
   __device__ float Shift() const {
@@ -189,35 +253,6 @@ class Selector final {
     return domain_.raw ? domain_.Scaled(ValueOf(key)) : ValueOf(key);
   }
 
-  __device__ void ClearCounts() {
-    SelectScratch& s = SharedSelect();
-    s.count[threadIdx.x] = 0;
-    if (threadIdx.x == 0) {
-      s.total = 0;
-      s.low = kBins;
-      s.high = kBins;
-    }
-    __syncthreads();
-  }
-  // The sum over this thread's and the lower bins; a barrier has to follow before the next one.
-  __device__ uint32_t BlockPrefix(uint32_t value) {
-    uint32_t(&sums)[kSampleWarps] = SharedSelect().sums;
-    const uint32_t prefix = WarpPrefix(value);
-    if (LaneIndex() == 31) sums[WarpIndex()] = prefix;
-    __syncthreads();
-    return prefix + __reduce_add_sync(~0u, LaneIndex() < WarpIndex() ? sums[LaneIndex()] : 0u);
-  }
-  // The bin, each thread with the count of its own, in which `rank` is reached; kBins: none.
-  __device__ void PickRank(uint32_t count, uint32_t rank) {
-    SelectScratch& s = SharedSelect();
-    const uint32_t before = BlockPrefix(count) - count;
-    if (before < rank && rank <= before + count) {
-      s.low = threadIdx.x;
-      s.before = before;
-      s.through = before + count;
-    }
-    __syncthreads();
-  }
   // The range of the tokens that the list has to hold; false when they are too many for it.
   __device__ bool PickRankBins(const Bins& bins, Range& range) {
     const SelectScratch& s = SharedSelect();
@@ -263,7 +298,7 @@ class Selector final {
   }
 
   // The team's histogram of scaled values: of counts, or of masses times 2^shift (not 0).
-  __device__ __attribute__((noinline)) void BuildBins(const Bins bins, float shift) {
+  __device__ __forceinline__ void BuildBins(const Bins bins, float shift) {
     SelectScratch& s = SharedSelect();
     const RowPart part = SharedSelect().part;
     const Domain domain = domain_;
@@ -322,11 +357,13 @@ class Selector final {
       above += scaled >= range.above ? mass : 0.0f;
       near |= scaled >= range.least && !(scaled >= range.above) ? 1u << i : 0u;
     }
+    const float* const values = part.Chunk(chunk);
+#pragma unroll 1
     for (; near != 0; near &= near - 1) {
       const int at = LaneChunk::Token(__ffs(static_cast<int>(near)) - 1);
-      const float value = part.Value(chunk, at);
+      const float value = values[at];
       const float scaled = domain.Scaled(value);
-      const uint64_t key = domain.Key(value, scaled, part.FirstToken(chunk) + at);
+      const uint64_t key = domain.Key(value, scaled, chunk * kChunk + at);
       if (key < range.low) {
         above += MassOf(scaled);
       } else if (key <= range.high) {
@@ -338,13 +375,17 @@ class Selector final {
 
   // The tokens of the range to the list of all blocks, and the masses before it to `above`. False,
   // and no list, when they are too many.
-  __device__ __attribute__((noinline)) bool Collect(const Range& wanted) {
+  __device__ __forceinline__ bool Collect(const Range& wanted) {
     SelectScratch& s = SharedSelect();
     const RowPart part = SharedSelect().part;
     const Domain domain = domain_;
     const Range range = wanted;
     if (threadIdx.x == 0) s.cursor = 0;
-    part.ForEachChunk([&](int chunk) { part.Mass()[chunk] = 0; });
+#pragma unroll 1
+    for (int chunk = part.begin + static_cast<int>(threadIdx.x); chunk < part.end;
+         chunk += kSampleThreads) {
+      part.Mass()[chunk] = 0;
+    }
     __syncthreads();
     uint64_t above = 0;
     part.Visit(domain, [&](int chunk, const LaneChunk& x) {
@@ -364,6 +405,7 @@ class Selector final {
     list_count_ = tokens.total <= kListMax ? static_cast<int>(tokens.total) : 0;
     if (tokens.total > kListMax) return false;
     const int copies = static_cast<int>(tokens.mine) * team_.size;
+#pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < copies; i += kSampleThreads) {
       const int at = i / team_.size;
       *team_.Remote(&s.list[static_cast<int>(tokens.before) + at], i % team_.size) = s.mine[at];
@@ -372,39 +414,13 @@ class Selector final {
     return true;
   }
 
-  // Calls f(index in the list, tokens before it in the list, their mass), by one thread each.
-  template <typename F>
-  __device__ __forceinline__ void Compare(const F& f) {
-    constexpr int kHelpers = 4;  // threads for one token
-    const Candidate* const list = SharedSelect().list;
-    const int count = list_count_;
-    const int helper = static_cast<int>(threadIdx.x) % kHelpers;
-    for (int base = 0; base < count; base += kSampleThreads / kHelpers) {
-      const int i = base + static_cast<int>(threadIdx.x) / kHelpers;
-      const uint64_t key = i < count ? list[i].key : 0;
-      uint32_t tokens = 0;
-      uint64_t mass = 0;
-#pragma unroll 4
-      for (int j = helper; j < count; j += kHelpers) {
-        const Candidate other = list[j];
-        tokens += other.key < key ? 1 : 0;
-        mass += other.key < key ? other.mass : 0;
-      }
-#pragma unroll
-      for (int step = 1; step < kHelpers; step *= 2) {
-        tokens += __shfl_xor_sync(~0u, tokens, step);
-        mass += __shfl_xor_sync(~0u, mass, step);
-      }
-      if (helper == 0 && i < count) f(i, tokens, mass);
-    }
-  }
   // The key of the listed token that the selection ends with. By mass the list is known to hold it,
   // so masses that another rounding puts outside end with its first or last token.
-  __device__ uint64_t RankList() {
+  __device__ __forceinline__ uint64_t RankList() {
     SelectScratch& s = SharedSelect();
     if (threadIdx.x == 0) s.found = kLastKey;
     __syncthreads();
-    Compare([&](int i, uint32_t tokens, uint64_t mass) {
+    Compare(list_count_, [&](int i, uint32_t tokens, uint64_t mass) {
       mass += above_.total;
       const bool begins = tokens == 0 || mass < goal_.wanted;
       const bool ends =
@@ -419,7 +435,7 @@ class Selector final {
   // ---- The list is too short: histograms over keys. ----
 
   // Narrows the range to what the list can hold.
-  __device__ __attribute__((noinline)) void Narrow(Range& range) {
+  __device__ __forceinline__ void Narrow(Range& range) {
     SelectScratch& s = SharedSelect();
     if (domain_.raw) {  // keys are not of scaled values
       range = {INFINITY, domain_.floor};
@@ -466,12 +482,13 @@ class Selector final {
   __device__ float CountKeys(const RowPart& part, const Range& range, int shift, int chunk,
                              uint32_t& tokens) {
     float above = 0.0f;
+    const float* const values = part.Chunk(chunk);
 #pragma unroll 1
     for (int i = 0; i < kLaneValues; ++i) {
-      const float value = part.Value(chunk, LaneChunk::Token(i));
+      const float value = values[LaneChunk::Token(i)];
       const float scaled = domain_.Scaled(value);
       if (!(scaled >= domain_.floor)) continue;
-      const uint64_t key = domain_.Key(value, scaled, part.FirstToken(chunk) + LaneChunk::Token(i));
+      const uint64_t key = domain_.Key(value, scaled, chunk * kChunk + LaneChunk::Token(i));
       if (key < range.low) {
         above += MassOf(scaled);
         ++tokens;
@@ -497,11 +514,13 @@ class Selector final {
       const int bin = team_.rank * share + static_cast<int>(threadIdx.x);
       uint32_t count = 0;
       uint64_t mass = 0;
+#pragma unroll 1
       for (int r = 0; r < team_.size; ++r) {
         count += *team_.Remote(&s.count[bin], r);
         mass += (static_cast<uint64_t>(*team_.Remote(&s.mass_high[bin], r)) << 32) +
                 *team_.Remote(&s.mass_low[bin], r);
       }
+#pragma unroll 1
       for (int r = 0; r < team_.size; ++r) {
         *team_.Remote(&s.team_count[bin], r) = count;
         *team_.Remote(&s.team_mass[bin], r) = mass;

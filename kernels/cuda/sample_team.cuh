@@ -81,11 +81,17 @@ class Team final {
 };
 
 // The sum over the lanes of a warp, in a fixed order.
-template <typename T>
-__device__ T WarpSum(T value) {
+__device__ inline float WarpSum(float value) {
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
   return value;
+}
+__device__ inline uint64_t WarpSum(uint64_t value) {
+  constexpr uint32_t kPart = (1u << 21) - 1;
+  const uint32_t low = __reduce_add_sync(~0u, static_cast<uint32_t>(value) & kPart);
+  const uint32_t middle = __reduce_add_sync(~0u, static_cast<uint32_t>(value >> 21) & kPart);
+  const uint32_t high = __reduce_add_sync(~0u, static_cast<uint32_t>(value >> 42));
+  return low + (static_cast<uint64_t>(middle) << 21) + (static_cast<uint64_t>(high) << 42);
 }
 // The sum over this and the lanes before it.
 template <typename T>
@@ -117,12 +123,19 @@ __device__ inline uint64_t BlockSum(uint64_t of_warp) {
   __syncthreads();
   return WarpSum(LaneIndex() < kSampleWarps ? warps[LaneIndex()] : uint64_t{0});
 }
-__device__ inline uint32_t BlockMax(uint32_t of_warp) {
+__device__ inline uint64_t WarpMin(uint64_t value) {
+  const auto high = static_cast<uint32_t>(value >> 32);
+  const uint32_t least = __reduce_min_sync(~0u, high);
+  const uint32_t low = __reduce_min_sync(~0u, high == least ? static_cast<uint32_t>(value) : ~0u);
+  return static_cast<uint64_t>(least) << 32 | low;
+}
+__device__ inline uint64_t BlockMin(uint64_t value) {
   uint64_t(&warps)[kSampleWarps] = SharedTeam().warps;
-  if (LaneIndex() == 0) warps[WarpIndex()] = of_warp;
+  value = WarpMin(value);
+  __syncthreads();  // `warps` has been read
+  if (LaneIndex() == 0) warps[WarpIndex()] = value;
   __syncthreads();
-  return __reduce_max_sync(
-      ~0u, LaneIndex() < kSampleWarps ? static_cast<uint32_t>(warps[LaneIndex()]) : 0u);
+  return WarpMin(LaneIndex() < kSampleWarps ? warps[LaneIndex()] : ~uint64_t{0});
 }
 
 // This block's value among those of the team.

@@ -306,6 +306,31 @@ TEST_P(SampleTest, CutsAmongManyLikelyTokens) {
   }
 }
 
+// Fewer likely tokens, far in front of all others, than a top_k asks for; and some near the lowest
+// float.
+TEST_P(SampleTest, TopKReachesBehindAGap) {
+  constexpr int64_t kVocab = 40000;
+  std::vector<SampleCase> cases;
+  for (const int top_k : {20, 50, 70, 120}) {
+    for (const float top_p : {0.9f, 1.0f}) {
+      SampleCase test;
+      test.row = {.seed = 31 * cases.size() + 1,
+                  .index = static_cast<int64_t>(cases.size()),
+                  .temperature = 0.8f,
+                  .top_p = top_p,
+                  .top_k = top_k,
+                  .logprobs = 20};
+      cases.push_back(test);
+    }
+  }
+  TestTensor logits = MakeLogits(static_cast<int64_t>(cases.size()), kVocab);
+  for (int64_t row = 0; row < static_cast<int64_t>(cases.size()); ++row) {
+    for (int64_t i = 0; i < 30; ++i) logits.set(row, i * 1301 + row, 40.0f + static_cast<float>(i));
+    for (int64_t i = 39000; i < kVocab; ++i) logits.set(row, i, -3.4e38f);
+  }
+  Check(logits, cases);
+}
+
 TEST_P(SampleTest, ForcedTokensTellTheirLogprob) {
   const TestTensor logits = MakeLogits(2, 700);
   std::vector<SampleCase> cases(2);
