@@ -2,12 +2,13 @@
 // channels, bf16, pages of 64 in random order. One line for each kind of estimate: median, spread
 // (10th to 90th percentile), share of dense attention, and for the antidiagonal the rate of its
 // product, as if it took all the time. Then a whole prompt in chunks of 8192.
-// usage: ranges_bench [repetitions [prompt tokens]]
+// usage: ranges_bench [repetitions [prompt tokens [kind]]], of the kinds whose names begin so
 #include <algorithm>
 #include <cmath>
 #include <numeric>
 #include <random>
 #include <string>
+#include <string_view>
 
 #include "bench/gpu/device_memory.h"
 #include "kernels/core/checked_math.h"
@@ -51,7 +52,7 @@ Case Pooled(const char* name, PrefillPool pool, PrefillSelectKind select) {
   return made;
 }
 
-std::vector<Case> Cases() {
+std::vector<Case> Cases(std::string_view kind) {
   std::vector<Case> cases;
   cases.push_back(
       Pooled("antidiagonal 16 top_p", PrefillPool::kAntidiagonal, PrefillSelectKind::kTopP));
@@ -76,6 +77,8 @@ std::vector<Case> Cases() {
   probe.dials.js_threshold = 0.1f;
   probe.dials.min_tokens = 1024;
   cases.push_back(probe);
+  std::erase_if(cases,
+                [&](const Case& which) { return !std::string_view(which.name).starts_with(kind); });
   return cases;
 }
 
@@ -197,12 +200,13 @@ class Chunk final {
   DeviceVector<int64_t> offsets_;
 };
 
-void BenchChunk(const Prompt& prompt, int end, int repetitions, cudaStream_t stream) {
+void BenchChunk(const Prompt& prompt, int end, const std::vector<Case>& cases, int repetitions,
+                cudaStream_t stream) {
   const Chunk chunk(prompt, end);
   const Timing dense = TimeRuns([&](cudaStream_t s) { chunk.Attend(s); }, stream, repetitions, 2);
   std::printf("queries %d, keys %d: dense attention %8.3f ms [%.3f %.3f]\n",
               std::min(kChunkRows, end), end, dense.median_ms, dense.low_ms, dense.high_ms);
-  for (const Case& which : Cases()) {
+  for (const Case& which : cases) {
     const Chunk::Room room = chunk.MakeRoom(which);
     const Timing timing =
         TimeRuns([&](cudaStream_t s) { chunk.Select(which, room, s); }, stream, repetitions, 2);
@@ -218,7 +222,7 @@ void BenchChunk(const Prompt& prompt, int end, int repetitions, cudaStream_t str
 }
 
 // All chunks of the prompt, in turn.
-void BenchPrompt(const Prompt& prompt, cudaStream_t stream) {
+void BenchPrompt(const Prompt& prompt, const std::vector<Case>& cases, cudaStream_t stream) {
   std::vector<Chunk> chunks;
   for (int end = kChunkRows; end <= prompt.tokens(); end += kChunkRows) {
     chunks.emplace_back(prompt, end);
@@ -230,7 +234,7 @@ void BenchPrompt(const Prompt& prompt, cudaStream_t stream) {
       stream, 3, 1);
   std::printf("prompt of %d in chunks of %d: dense attention %8.1f ms\n", prompt.tokens(),
               kChunkRows, dense.median_ms);
-  for (const Case& which : Cases()) {
+  for (const Case& which : cases) {
     const Chunk::Room room = chunks.back().MakeRoom(which);
     const Timing timing = TimeRuns(
         [&](cudaStream_t s) {
@@ -251,16 +255,17 @@ int main(int argc, char** argv) {
   const int repetitions = argc > 1 ? std::atoi(argv[1]) : 15;
   const int tokens = argc > 2 ? std::atoi(argv[2]) : 131072;
   if (repetitions < 1 || tokens < kChunkRows || tokens > 1 << 21) {
-    std::fprintf(stderr, "usage: ranges_bench [repetitions [prompt tokens]]\n");
+    std::fprintf(stderr, "usage: ranges_bench [repetitions [prompt tokens [kind]]]\n");
     return 2;
   }
+  const std::vector<Case> cases = Cases(argc > 3 ? argv[3] : "");
   cudaStream_t stream;
   Check(cudaStreamCreate(&stream), "cudaStreamCreate");
   const Prompt prompt(tokens);
   for (const int end : {32768, tokens}) {
-    if (end <= tokens) BenchChunk(prompt, end, repetitions, stream);
+    if (end <= tokens) BenchChunk(prompt, end, cases, repetitions, stream);
   }
-  BenchPrompt(prompt, stream);
+  BenchPrompt(prompt, cases, stream);
   Check(cudaStreamDestroy(stream), "cudaStreamDestroy");
   return 0;
 }

@@ -10,7 +10,7 @@ namespace lacuna::kernels::cuda {
 namespace {
 
 constexpr int kRowThreads = 128;
-constexpr int kMapThreads = 512;
+constexpr int kMapThreads = 1024;
 constexpr int kCellThreads = 1024;
 constexpr int kCellBlocksMax = kPrefillCellTokens / 64;
 
@@ -37,11 +37,12 @@ struct RowItems final {
 struct MapItems final {
   using Item = ScoredItem;
   const float* scores;  // [rows][stride]
-  int32_t rows, units, stride, first_block;
+  int32_t rows, stride, first_block;
+  int32_t shift;            // log2 of the places of a row, of which the last are empty
   const ChoiceRule* rules;  // [rows], for what is forced
-  __device__ int64_t count() const { return int64_t{rows} * units; }
+  __device__ int64_t count() const { return int64_t{rows} << shift; }
   __device__ bool Get(int64_t at, Item* item) const {
-    const int row = static_cast<int>(at) / units, unit = static_cast<int>(at) - row * units;
+    const int row = static_cast<int>(at >> shift), unit = static_cast<int>(at) - (row << shift);
     if (unit > first_block + row) return false;
     *item = {scores[int64_t{row} * stride + unit], static_cast<uint32_t>(unit * rows + row),
              rules[row].Forces(unit)};
@@ -173,23 +174,23 @@ __global__ void __launch_bounds__(kMapThreads)
   __syncthreads();
   Chooser<kMapThreads> chooser(shared);
   const auto items_of = [&](int map) {
-    return MapItems{
-        ScoresOf(work, map, head, first_row), rows, first + rows, work.key_blocks, first, rules};
+    return MapItems{ScoresOf(work, map, head, first_row), rows, work.key_blocks, first,
+                    32 - __clz(first + rows - 1),         rules};
   };
   const MapItems items = items_of(0), high = items_of(work.bands() ? 1 : 0);
   const ChoiceCut cut = chooser.Cut(items, rules[0]);
   const ChoiceCut high_cut = work.bands() ? chooser.Cut(high, rules[0]) : cut;
   for (int row = 0; row < rows; ++row) {
-    WriteMarks<kMapThreads>(KeptOf(work, head, first_row + row), work.block_words, items.units,
-                            [&](int64_t unit) {
-                              const int64_t at = int64_t{row} * items.units + unit;
-                              return KeepsItem(items, cut, at) || KeepsItem(high, high_cut, at);
-                            });
+    WriteMarks<kMapThreads>(
+        KeptOf(work, head, first_row + row), work.block_words, first + rows, [&](int64_t unit) {
+          const int64_t at = (int64_t{row} << items.shift) + unit;
+          return KeepsItem(items, cut, at) || (work.bands() && KeepsItem(high, high_cut, at));
+        });
   }
 }
 
-// The rule of a cell's columns or distances: single ones (vertical_slash), or blocks by their mass
-// (cover), of which heads that read a map take the least.
+// The rule of a cell's blocks of columns or distances: by their mass (cover), of which heads that
+// read a map take the least.
 __device__ ChoiceRule RuleOfCell(const RangeWork& work, int q_head, int end, bool columns,
                                  bool reads_map) {
   const PrefillDials& dials = work.dials;
@@ -197,10 +198,6 @@ __device__ ChoiceRule RuleOfCell(const RangeWork& work, int q_head, int end, boo
   ChoiceRule rule{.forced_head = (forced + work.unit - 1) / work.unit};
   const PrefillHead& head = work.heads[q_head];
   rule.mass_share = -1.0;
-  if (work.path.select == PrefillSelectKind::kVerticalSlash) {
-    rule.count_max = columns ? head.pattern.a : head.pattern.b;
-    return rule;
-  }
   rule.count_min = Blocks(work, dials.min_tokens);
   if (reads_map) {
     rule.count_max = rule.count_min;
@@ -225,13 +222,8 @@ __global__ void __launch_bounds__(kCellThreads)
   const bool reads_map =
       work.path.estimate == EstimateKind::kProbePooled && work.reads_map[chosen] != 0;
   const int64_t from = int64_t{head} * work.cells + cell;
-  const float* sums;
-  if (work.unit == 1) {
-    sums = (columns ? work.column_sums : work.distance_sums) + from * work.keys_stride;
-  } else {
-    const int64_t lists = int64_t{work.head_count()} * work.cells;
-    sums = work.unit_sums + (columns ? from : lists + from) * work.key_blocks;
-  }
+  const int64_t lists = int64_t{work.head_count()} * work.cells;
+  const float* sums = work.unit_sums + (columns ? from : lists + from) * work.key_blocks;
   const ChoiceRule rule = RuleOfCell(work, q_head, end, columns, reads_map);
   const RowItems items{sums, (end + work.unit - 1) / work.unit, rule};
   const ChoiceCut cut = Chooser<kCellThreads>(shared).Cut(items, rule);

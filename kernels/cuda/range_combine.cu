@@ -71,26 +71,63 @@ __global__ void __launch_bounds__(kThreads) CombineKernel(const __grid_constant_
   }
 }
 
-// Sums of a cell's columns (z = 0) and distances (z = 1) over blocks; a warp for each block.
-__global__ void __launch_bounds__(kThreads) PoolKernel(const __grid_constant__ RangeWork work) {
+// Each probe row's log2 of its sum of exponentials; a warp for each row.
+__global__ void __launch_bounds__(kThreads) LseKernel(const __grid_constant__ RangeWork work) {
+  LetNextStart();
+  WaitForPrevious();
+  const int lane = static_cast<int>(threadIdx.x) & 31;
+  const int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
+  if (row >= int64_t{work.head_count()} * work.product.rows) return;
+  const int visible = work.visible[row % work.product.rows];
+  const float2* tiles = work.tile_sums + row * work.product.key_tiles;
+  // Of single columns the keys are packed by chunks: both tiles of a chunk hold what is visible.
+  const int pair = work.spreads() ? 2 : 1;
+  const int count = visible < 0 ? 0 : (visible / (pair * kRangeTileRows) + 1) * pair;
+  float top = kNoLogit;
+  for (int tile = lane; tile < count; tile += 32) top = fmaxf(top, tiles[tile].x);
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, lanes));
+  float total = 0.0f;
+  for (int tile = lane; tile < count; tile += 32) {
+    total = fmaf(exp2f(tiles[tile].x - top), tiles[tile].y, total);
+  }
+  total = WarpSum(total);
+  if (lane == 0) work.lse[row] = total > 0.0f ? top + log2f(total) : kNoRow;
+}
+
+// Sums of blocks of a cell's columns and distances; a thread has one of each.
+__global__ void __launch_bounds__(kThreads)
+    CombinePartsKernel(const __grid_constant__ RangeWork work) {
   LetNextStart();
   WaitForPrevious();
   const int list = static_cast<int>(blockIdx.y);  // head * cells + cell
-  if (ModeOf(work, work.QHead(list / work.cells)) != HeadMode::kProbe) return;
-  const int end = CellRows(work, list % work.cells).end;
-  const int block = static_cast<int>(blockIdx.x * kWarps + threadIdx.x / 32);
-  const int begin = block * work.path.block_tokens;
-  if (begin >= end) return;
-  const float* from =
-      (blockIdx.z == 0 ? work.column_sums : work.distance_sums) + int64_t{list} * work.keys_stride;
-  float sum = 0.0f;
-  for (int i = static_cast<int>(threadIdx.x) & 31; i < work.path.block_tokens; i += 32) {
-    if (begin + i < end) sum += from[begin + i];
+  const int head = list / work.cells, cell = list % work.cells;
+  if (ModeOf(work, work.QHead(head)) != HeadMode::kProbe) return;
+  const int shift = work.product.sum_shift, tile_shift = 7 - shift;
+  const int block = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
+  if (block > (CellRows(work, cell).end - 1) >> shift) return;
+  const int cell_rows = work.product.runs * work.product.run_rows;
+  float column = 0.0f, distance = 0.0f;
+  for (int i = 0; i < cell_rows; ++i) {
+    const int row = cell * cell_rows + i;
+    const int visible = work.visible[row];
+    if (visible < 0) continue;
+    const int64_t at = int64_t{head} * work.product.rows + row;
+    const float lse = work.lse[at];
+    const float2* tiles = work.tile_sums + at * work.product.key_tiles;
+    const float2* parts = work.part_sums + at * work.sums_stride;
+    const auto weight = [&](int key) { return exp2f(tiles[key >> tile_shift].x - lse); };
+    const int last = (visible >> shift) - block;
+    if (last >= 0) {
+      const float2 sums = parts[block];
+      column = fmaf(weight(block), sums.x + sums.y, column);
+      distance = fmaf(weight(last), parts[last].x, distance);
+    }
+    if (last >= 1) distance = fmaf(weight(last - 1), parts[last - 1].y, distance);
   }
-  sum = WarpSum(sum);
-  if ((threadIdx.x & 31) != 0) return;
-  const int64_t lists = int64_t{work.head_count()} * work.cells;
-  work.unit_sums[(blockIdx.z * lists + list) * work.key_blocks + block] = sum;
+  float* to = work.unit_sums + int64_t{list} * work.key_blocks + block;
+  to[0] = column;
+  to[int64_t{work.head_count()} * work.cells * work.key_blocks] = distance;
 }
 
 // Adds up the channels of the cell's probe rows, in order; returns their number.
@@ -128,7 +165,7 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();
   const int blocks = (CellRows(work, cell).end - 1) / work.path.block_tokens + 1;
   const int64_t list = int64_t{head} * work.cells + cell;
-  float* pooled = work.partials + list * work.strips * kRangePartials;  // no longer needed
+  float* pooled = work.pooled + list * work.key_blocks;
   const float* keys =
       work.mean_keys + int64_t{head / work.members} * work.head_dim * work.key_blocks;
   for (int block = static_cast<int>(threadIdx.x); block < blocks; block += kThreads) {
@@ -169,10 +206,16 @@ Status CombineRangeScores(const RangeWork& work, cudaStream_t stream) {
                 dim3(kThreads), 0, stream, work);
 }
 
-Status PoolRangeSums(const RangeWork& work, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>((work.key_blocks + kWarps - 1) / kWarps),
-                  static_cast<unsigned>(work.head_count() * work.cells), 2);
-  return Launch(PoolKernel, grid, dim3(kThreads), 0, stream, work);
+Status RangeLse(const RangeWork& work, cudaStream_t stream) {
+  const int64_t rows = int64_t{work.head_count()} * work.product.rows;
+  return Launch(LseKernel, dim3(static_cast<unsigned>((rows + kWarps - 1) / kWarps)),
+                dim3(kThreads), 0, stream, work);
+}
+
+Status CombineRangeParts(const RangeWork& work, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>((work.key_blocks + kThreads - 1) / kThreads),
+                  static_cast<unsigned>(work.head_count() * work.cells));
+  return Launch(CombinePartsKernel, grid, dim3(kThreads), 0, stream, work);
 }
 
 Status CompareRangeMaps(const RangeWork& work, DType dtype, cudaStream_t stream) {

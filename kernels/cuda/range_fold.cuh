@@ -15,8 +15,10 @@ namespace lacuna::kernels::cuda {
 
 using RangeLogits = float[64];
 
-// Below every logit; finite, so that a difference of two is 0 and not NaN.
-inline constexpr float kNoLogit = -1e30f;
+// What a row and a tile leave, besides their maximum and sum: nothing (probes of which single
+// columns are chosen, whose rows and keys are packed in orders of their own), the sums of blocks
+// (antidiagonals), or those of both parts of each block (other probes).
+enum class FoldKind : uint8_t { kTotals, kBlocks, kParts };
 
 // The rows of a lane.
 struct FoldRows final {
@@ -30,7 +32,8 @@ __device__ __forceinline__ FoldRows RowsOfWarp(const RangeWork& work, int kv, in
   FoldRows fold;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int row = first + half * 8 + (static_cast<int>(threadIdx.x) & 31) / 4;
+    const int packed = first + half * 8 + (static_cast<int>(threadIdx.x) & 31) / 4;
+    const int row = work.spreads() ? PieceRow(packed) : packed;
     fold.row[half] = row < rows ? int64_t{kv} * rows + row : -1;
     fold.visible[half] = row < rows ? work.visible[row % work.product.rows] : -1;
   }
@@ -85,12 +88,43 @@ __device__ __forceinline__ void StoreBlockSums(const float (&p)[32], int shift, 
   }
 }
 
-template <bool kBlocks, bool kMasked>
+// Sums of both parts of each block of a row at position `visible`, to sums[0], sums[1]; returns the
+// tile's sum.
+__device__ __forceinline__ float StorePartSums(const float (&p)[32], int shift, int visible,
+                                               float2* sums) {
+  const int quad = static_cast<int>(threadIdx.x) & 3;
+  const int cut = (visible & ((1 << shift) - 1)) - 2 * quad;
+  float low[2] = {}, high[2] = {};
+#pragma unroll
+  for (int j = 0; j < 16; ++j) {
+    const int of_half = shift == 7 ? cut - j / 8 * 64 : cut;
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const bool is_low = 8 * (j & 7) + e <= of_half;
+      low[j / 8] += is_low ? p[2 * j + e] : 0.0f;
+      high[j / 8] += is_low ? 0.0f : p[2 * j + e];
+    }
+  }
+  if (shift == 7) {
+    const float2 sum = make_float2(QuadSum(low[0] + low[1]), QuadSum(high[0] + high[1]));
+    if (quad == 0 && sums != nullptr) sums[0] = sum;
+    return sum.x + sum.y;
+  }
+  const float2 first = make_float2(QuadSum(low[0]), QuadSum(high[0]));
+  const float2 second = make_float2(QuadSum(low[1]), QuadSum(high[1]));
+  if (quad < 2 && sums != nullptr) sums[quad] = quad == 0 ? first : second;
+  return (first.x + first.y) + (second.x + second.y);
+}
+
+template <FoldKind kKind, bool kMasked>
 __device__ __forceinline__ void FoldRow(const RangeWork& work, const RangeLogits& logits, int half,
                                         int tile, int visible, int64_t row) {
   const int quad = static_cast<int>(threadIdx.x) & 3;
   const float factor = LogitFactor(work);
-  const int last = visible - tile * kRangeTileRows - 2 * quad;  // of the lane's 8 j + e
+  constexpr bool kPermuted = kKind == FoldKind::kTotals;
+  // Of the lane's 8 j + e, or of the part of ChunkKey that j and e make.
+  const int last = kPermuted ? visible - (tile >> 1) * kRangeChunkKeys - 16 * quad - 4 * (tile & 1)
+                             : visible - tile * kRangeTileRows - 2 * quad;
   float p[32];
   float top = kNoLogit;
 #pragma unroll
@@ -99,7 +133,8 @@ __device__ __forceinline__ void FoldRow(const RangeWork& work, const RangeLogits
     for (int e = 0; e < 2; ++e) {
       float& x = p[2 * j + e];
       x = logits[4 * j + 2 * half + e] * factor;
-      if (kMasked && 8 * j + e > last) x = kNoLogit;
+      const int key = kPermuted ? ChunkKey((j >> 3) * 64 + (j & 7) * 8 + e) : 8 * j + e;
+      if (kMasked && key > last) x = kNoLogit;
       top = fmaxf(top, x);
     }
   }
@@ -114,12 +149,20 @@ __device__ __forceinline__ void FoldRow(const RangeWork& work, const RangeLogits
     even += p[2 * j];
     odd += p[2 * j + 1];
   }
-  const float total = QuadSum(even + odd);
+  const int shift = work.product.sum_shift;
+  float total;
+  if constexpr (kKind == FoldKind::kParts) {
+    float2* sums = row < 0 ? nullptr
+                           : work.part_sums + row * work.sums_stride +
+                                 static_cast<int64_t>(tile) * (kRangeTileRows >> shift);
+    total = StorePartSums(p, shift, visible, sums);
+  } else {
+    total = QuadSum(even + odd);
+  }
   if (quad == 0 && row >= 0) {
     work.tile_sums[row * work.product.key_tiles + tile] = make_float2(top, total);
   }
-  if constexpr (kBlocks) {
-    const int shift = work.product.sum_shift;
+  if constexpr (kKind == FoldKind::kBlocks) {
     float* sums = row < 0 ? nullptr
                           : work.block_sums + row * work.sums_stride +
                                 static_cast<int64_t>(tile) * (kRangeTileRows >> shift);
@@ -127,18 +170,28 @@ __device__ __forceinline__ void FoldRow(const RangeWork& work, const RangeLogits
   }
 }
 
-// Writes tile_sums, and with kBlocks block_sums, of the warp's 16 rows and one tile of keys.
-template <bool kBlocks>
+// The last key that a tile may hold, and the first.
+template <FoldKind kKind>
+__device__ __forceinline__ int LastKeyOf(int tile) {
+  return ((kKind == FoldKind::kTotals ? tile | 1 : tile) + 1) * kRangeTileRows - 1;
+}
+template <FoldKind kKind>
+__device__ __forceinline__ int FirstKeyOf(int tile) {
+  return (kKind == FoldKind::kTotals ? tile & ~1 : tile) * kRangeTileRows;
+}
+
+// Writes the sums of the warp's 16 rows and one tile of keys.
+template <FoldKind kKind>
 __device__ __forceinline__ void FoldTile(const RangeWork& work, const RangeLogits& logits, int tile,
                                          const FoldRows& rows) {
-  const int last_key = (tile + 1) * kRangeTileRows - 1;
+  const int last_key = LastKeyOf<kKind>(tile);
   const bool whole = rows.visible[0] >= last_key && rows.visible[1] >= last_key;
   if (__all_sync(~0u, whole)) {
-    FoldRow<kBlocks, false>(work, logits, 0, tile, rows.visible[0], rows.row[0]);
-    FoldRow<kBlocks, false>(work, logits, 1, tile, rows.visible[1], rows.row[1]);
+    FoldRow<kKind, false>(work, logits, 0, tile, rows.visible[0], rows.row[0]);
+    FoldRow<kKind, false>(work, logits, 1, tile, rows.visible[1], rows.row[1]);
   } else {
-    FoldRow<kBlocks, true>(work, logits, 0, tile, rows.visible[0], rows.row[0]);
-    FoldRow<kBlocks, true>(work, logits, 1, tile, rows.visible[1], rows.row[1]);
+    FoldRow<kKind, true>(work, logits, 0, tile, rows.visible[0], rows.row[0]);
+    FoldRow<kKind, true>(work, logits, 1, tile, rows.visible[1], rows.row[1]);
   }
 }
 

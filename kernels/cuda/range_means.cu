@@ -16,9 +16,16 @@ namespace lacuna::kernels::cuda {
 namespace {
 
 constexpr int kMeanThreads = 256;
-constexpr int kMapThreads = 256;
+constexpr int kMapThreads = 1024;
 constexpr int kDimMax = 256;
 constexpr int kCellBlocksMax = kPrefillCellTokens / 64;
+
+// Whether a head chooses blocks of rows by their means.
+__device__ bool NeedsMap(const RangeWork& work, int head) {
+  const HeadMode mode = ModeOf(work, work.QHead(head));
+  return mode == HeadMode::kPooled ||
+         (mode == HeadMode::kProbe && work.path.estimate == EstimateKind::kProbePooled);
+}
 
 // ---- means ----
 
@@ -31,6 +38,9 @@ __global__ void __launch_bounds__(kMeanThreads)
   __shared__ float sums[kMeanThreads][kVector];
   const int block = static_cast<int>(blockIdx.x), kv = static_cast<int>(blockIdx.y);
   const int thread = static_cast<int>(threadIdx.x), dim = work.head_dim;
+  bool needed = false;
+  for (int i = 0; i < work.members; ++i) needed = needed || NeedsMap(work, kv * work.members + i);
+  if (!needed) return;
   const int begin = block * work.path.block_tokens;
   const int count = min(work.keys - begin, work.path.block_tokens);
   const RangeKeys<T> keys(work, work.first_kv + kv);
@@ -72,6 +82,7 @@ __global__ void __launch_bounds__(kMeanThreads)
   LetNextStart();
   WaitForPrevious();
   const int block = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
+  if (!NeedsMap(work, head)) return;
   const RangeSpan rows = BlockRows(work, block);
   const T* q = static_cast<const T*>(work.q) + work.QHead(head) * work.q_head +
                int64_t{work.chunk.first_row - work.chunk.first_position} * work.q_row;
@@ -181,9 +192,7 @@ __global__ void __launch_bounds__(kMapThreads)
   LetNextStart();
   WaitForPrevious();
   const int cell = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
-  const HeadMode mode = ModeOf(work, work.QHead(head));
-  const bool probed = mode == HeadMode::kProbe && work.path.estimate == EstimateKind::kProbePooled;
-  if (mode != HeadMode::kPooled && !probed) return;
+  if (!NeedsMap(work, head)) return;
   const RangeSpan span = CellRows(work, cell);
   const int size = work.path.block_tokens;
   const int first = span.first / size;

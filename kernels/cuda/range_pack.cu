@@ -58,7 +58,8 @@ __global__ void __launch_bounds__(kThreads) PackKeysKernel(const __grid_constant
   const RangeKeys<T> keys(work, work.first_kv + kv);
   for (int at = static_cast<int>(threadIdx.x); at < kRangeTileRows * kRowChunks; at += kThreads) {
     const int row = at / kRowChunks, chunk = at % kRowChunks;
-    const int token = (tile * kRangeTileRows + row) * work.product.stride;
+    const int packed = tile * kRangeTileRows + row;
+    const int token = (work.spreads() ? ChunkKey(packed) : packed) * work.product.stride;
     const Pack<T> pack = PackOfInner<T>(
         work, step * kRangeTileColumns + chunk * kVector,
         [&](int r, int channel, Pack<T>* out) { keys.Load(token + r, channel, out); },
@@ -129,7 +130,8 @@ __global__ void __launch_bounds__(kThreads)
              (int64_t{kv} * product.row_tiles * product.steps + blockIdx.x) * kTileElements;
   for (int at = thread; at < kRangeTileRows * kRowChunks; at += kThreads) {
     const int row = at / kRowChunks, chunk = at % kRowChunks;
-    const int in_group = tile * kRangeTileRows + row;
+    const int packed = tile * kRangeTileRows + row;
+    const int in_group = work.spreads() ? PieceRow(packed) : packed;
     Pack<T> pack{};
     if (in_group < work.members * product.rows) {
       const int q_head = work.QHead(kv * work.members + in_group / product.rows);

@@ -18,7 +18,7 @@ static_assert(kWarps * 16 == kRangeTileRows && kThreads >= kRangeTileRows);
 template <typename T>
 constexpr int kSharedBytes = kStages * 2 * kRangeTileBytes<T>;
 
-template <typename T, bool kBlocks>
+template <typename T, FoldKind kKind>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 2 : 1)
     ScoresKernel(const __grid_constant__ RangeWork work) {
   LACUNA_DYNAMIC_SHARED(1024, std::byte, shared);
@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 2 : 1)
   const int mine = row_tile * kRangeTileRows + static_cast<int>(threadIdx.x);
   const bool sees = static_cast<int>(threadIdx.x) < kRangeTileRows &&
                     mine < work.members * product.rows &&
-                    work.visible[mine % product.rows] >= key_tile * kRangeTileRows;
+                    work.visible[mine % product.rows] >= FirstKeyOf<kKind>(key_tile);
   if (__syncthreads_or(sees) == 0) return;
 
   constexpr int kElements = kRangeTileRows * kRangeTileColumns;
@@ -60,13 +60,13 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 2 : 1)
     __syncthreads();
   }
   AsyncCopyWait<0>();
-  FoldTile<kBlocks>(work, logits, key_tile,
-                    RowsOfWarp(work, kv, row_tile * kRangeTileRows + warp * 16));
+  FoldTile<kKind>(work, logits, key_tile,
+                  RowsOfWarp(work, kv, row_tile * kRangeTileRows + warp * 16));
 }
 
-template <typename T, bool kBlocks>
+template <typename T, FoldKind kKind>
 Status Run(const RangeWork& work, cudaStream_t stream) {
-  const auto kernel = ScoresKernel<T, kBlocks>;
+  const auto kernel = ScoresKernel<T, kKind>;
   LACUNA_CUDA_RETURN_IF_ERROR(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes<T>));
   const dim3 grid(static_cast<unsigned>(work.product.row_tiles),
@@ -76,14 +76,17 @@ Status Run(const RangeWork& work, cudaStream_t stream) {
 
 }  // namespace
 
-Status RangeScores(const RangeWork& work, DType dtype, bool blocks, const DeviceTraits& traits,
+Status RangeScores(const RangeWork& work, DType dtype, const DeviceTraits& traits,
                    cudaStream_t stream) {
   if (traits.major == 9 && traits.minor == 0 && dtype != DType::kF32) {
-    return RangeScoresSm90(work, dtype, blocks, traits.sm_count, stream);
+    return work.antidiagonal() ? RangeScoresSm90(work, dtype, traits.sm_count, stream)
+                               : RangeProbeSm90(work, dtype, traits, stream);
   }
   return WithProductType(dtype, [&](auto type) {
     using T = decltype(type);
-    return blocks ? Run<T, true>(work, stream) : Run<T, false>(work, stream);
+    if (work.antidiagonal()) return Run<T, FoldKind::kBlocks>(work, stream);
+    return work.spreads() ? Run<T, FoldKind::kTotals>(work, stream)
+                          : Run<T, FoldKind::kParts>(work, stream);
   });
 }
 

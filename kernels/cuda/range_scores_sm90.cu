@@ -113,7 +113,7 @@ __device__ __forceinline__ void IssueStep(const std::byte* stage, int group, Ran
   WgmmaCommit();
 }
 
-template <typename T, bool kBlocks>
+template <typename T>
 __device__ void Consume(const RangeWork& work, Shared& shared, int items) {
   const RangeProduct& product = work.product;
   const int group = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 128, 0);
@@ -145,14 +145,14 @@ __device__ void Consume(const RangeWork& work, Shared& shared, int items) {
     Pin(low);
     Pin(high);
     if (leads) BarrierArrive(SharedAddress(&shared.empty[before]));
-    FoldTile<kBlocks>(work, low, key_tile, rows);
+    FoldTile<FoldKind::kBlocks>(work, low, key_tile, rows);
     if (last_visible >= (key_tile + 1) * kRangeTileRows) {
-      FoldTile<kBlocks>(work, high, key_tile + 1, rows);
+      FoldTile<FoldKind::kBlocks>(work, high, key_tile + 1, rows);
     }
   }
 }
 
-template <typename T, bool kBlocks>
+template <typename T>
 __global__ void __launch_bounds__(kThreads, 1)
     ScoresSm90Kernel(const __grid_constant__ RangeWork work) {
   LACUNA_DYNAMIC_SHARED(1024, std::byte, memory);
@@ -172,13 +172,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x >= kConsumers * 128) {
     Produce(work, shared, items);
   } else {
-    Consume<T, kBlocks>(work, shared, items);
+    Consume<T>(work, shared, items);
   }
 }
 
-template <typename T, bool kBlocks>
+template <typename T>
 Status Run(const RangeWork& work, int sm_count, cudaStream_t stream) {
-  const auto kernel = ScoresSm90Kernel<T, kBlocks>;
+  const auto kernel = ScoresSm90Kernel<T>;
   LACUNA_CUDA_RETURN_IF_ERROR(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
   const int items = work.kvs * work.product.row_tiles * (work.product.key_tiles / 2);
@@ -186,17 +186,11 @@ Status Run(const RangeWork& work, int sm_count, cudaStream_t stream) {
                 kSharedBytes, stream, work);
 }
 
-template <typename T>
-Status RunAs(const RangeWork& work, bool blocks, int sm_count, cudaStream_t stream) {
-  return blocks ? Run<T, true>(work, sm_count, stream) : Run<T, false>(work, sm_count, stream);
-}
-
 }  // namespace
 
-Status RangeScoresSm90(const RangeWork& work, DType dtype, bool blocks, int sm_count,
-                       cudaStream_t stream) {
-  return dtype == DType::kF16 ? RunAs<__half>(work, blocks, sm_count, stream)
-                              : RunAs<__nv_bfloat16>(work, blocks, sm_count, stream);
+Status RangeScoresSm90(const RangeWork& work, DType dtype, int sm_count, cudaStream_t stream) {
+  return dtype == DType::kF16 ? Run<__half>(work, sm_count, stream)
+                              : Run<__nv_bfloat16>(work, sm_count, stream);
 }
 
 }  // namespace lacuna::kernels::cuda

@@ -6,10 +6,13 @@
 // head = kv head in the slice * members + member. Query blocks and cells of what is chosen are
 // counted from the chunk's first, those of scores from the slice's first.
 //
-// The product (range_scores.h) is of packed rows. With stride S, row R stands for the positions
+// The product (range_scores.cu) is of packed rows. With stride S, row R stands for the positions
 // [R * S, (R + 1) * S) in reverse and key row J for [J * S, ...) in order, so that their product
 // sums an antidiagonal of an S x S tile of QK^T (XAttention, Xu et al. 2025). Of a probe S is 1 and
 // the rows are those of ProbePosition. A row sees the key rows up to visible[row].
+//
+// Where single columns and distances are chosen (spreads()), the runs of a probe are padded to
+// pieces of 64 rows, and packed rows and keys stand in the orders of PieceRow and ChunkKey.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -27,8 +30,26 @@ inline constexpr int kRangeTileRows = 128;      // rows and key rows of a packed
 inline constexpr int kRangeTileColumns = 64;    // its inner elements
 inline constexpr int kRangeStripTokens = 2048;  // keys whose diagonals one block sums
 inline constexpr int kRangePieceRows = 64;      // rows of a probe that lie one after another
-// Distances between a strip and the rows of a cell, and room behind them for a piece.
-inline constexpr int kRangePartials = kRangeStripTokens + kPrefillCellTokens + kRangePieceRows;
+inline constexpr int kRangeChunkKeys = 256;     // keys that are packed in an order of their own
+// Distances between a strip and the rows of a piece: entry i is distance
+// piece's first position - strip's first key - (kRangeStripTokens - 1) + i.
+inline constexpr int kRangePartials = kRangeStripTokens + kRangePieceRows;
+
+// Packed row `n` of a piece holds its row PieceRow(n), so that the lane that has columns
+// 8 j + l % 4 * 2 + {0, 1} of a product has 16 neighbouring rows: l % 4 * 16 + 2 j + {0, 1}.
+__host__ __device__ constexpr int PieceRow(int n) {
+  return (n & ~63) + ((n >> 1) & 3) * 16 + ((n >> 3) & 7) * 2 + (n & 1);
+}
+// Packed key `n` is key ChunkKey(n), so that the lane that has rows l / 4 and l / 4 + 8 of warp w's
+// 16 rows in each of the chunk's four tiles of 64 has 8 neighbouring keys: 64 w + l / 4 * 8 + ...
+__host__ __device__ constexpr int ChunkKey(int n) {
+  return (n & ~255) + ((n >> 4) & 3) * 64 + (n & 7) * 8 + ((n >> 6) & 3) * 2 + ((n >> 3) & 1);
+}
+
+// Below every logit; finite, so that a difference of two is 0 and not NaN.
+inline constexpr float kNoLogit = -1e30f;
+// An lse that leaves no probability.
+inline constexpr float kNoRow = 1e30f;
 
 struct RangeProduct final {
   int32_t stride = 1;
@@ -89,10 +110,14 @@ struct RangeWork final {
   float* scores = nullptr;         // [maps][heads][blocks][key_blocks]
   float* mean_queries = nullptr;   // [heads][blocks][head_dim]
   float* lse = nullptr;            // [heads][rows], log2
-  float* partials = nullptr;       // [heads][cells][strips][kRangePartials]
-  float* column_sums = nullptr;    // [heads][cells][keys_stride]
-  float* distance_sums = nullptr;  // [heads][cells][keys_stride]
-  float* unit_sums = nullptr;      // [2][heads][cells][key_blocks]: columns, distances
+  // Of spreads(), for each piece of a head's rows.
+  float* partials = nullptr;     // [heads][pieces][strips][kRangePartials]
+  float* column_sums = nullptr;  // [heads][pieces][keys_stride]
+  // Of other probes. A row at position p splits each block of keys behind its key p % block: what
+  // is up to there has the distance block p / block - key block, the rest one less.
+  float2* part_sums = nullptr;  // [heads][rows][sums_stride], against the tile's maximum
+  float* unit_sums = nullptr;   // [2][heads][cells][key_blocks]: columns, distances
+  float* pooled = nullptr;      // [heads][cells][key_blocks]
 
   __host__ __device__ int32_t head_count() const { return kvs * members; }
   __host__ __device__ int32_t QHead(int head) const {
@@ -110,6 +135,12 @@ struct RangeWork final {
   __host__ __device__ bool bands() const {
     return path.pool == PrefillPool::kBands && path.estimate == EstimateKind::kPooled;
   }
+  __host__ __device__ int32_t pieces() const { return product.rows / kRangePieceRows; }
+  __host__ __device__ int32_t cell_pieces() const {
+    return product.runs * product.run_rows / kRangePieceRows;
+  }
+  // A probe of which single columns and distances are chosen.
+  __host__ __device__ bool spreads() const { return unit == 1 && !antidiagonal(); }
   // What the product is of: else of probes.
   __host__ __device__ bool antidiagonal() const {
     return path.pool == PrefillPool::kAntidiagonal && path.estimate == EstimateKind::kPooled;

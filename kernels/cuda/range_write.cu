@@ -109,23 +109,75 @@ class TileWords final {
                          work_.chunk.first_position / kPrefillCellTokens;
       const uint32_t* columns = work_.columns + at * work_.unit_words;
       const uint32_t* distances = work_.distances + at * work_.unit_words;
-      // The marks reach up to the cell's last key only; no tile of it reads further.
-      const int units = 32 * work_.unit_words;
-      for (int group = 0; group < 32; ++group) {
-        const int key = word * kWordTokens + group * kGroupTokens;
-        if (key >= tile_.end) break;
-        const int last = min((key + kGroupTokens - 1) / work_.unit, units - 1);
-        bool read = AnyBit(columns, key / work_.unit, last);
-        const int near = max(tile_.first - key - kGroupTokens + 1, 0);
-        const int far = min((tile_.end - 1 - key) / work_.unit, units - 1);
-        read = read || AnyBit(distances, near / work_.unit, far);
-        if (read) marks |= 1u << group;
+      if (work_.unit == 1) {
+        marks |= OfColumns(columns, word) | OfDistances(distances, word);
+        continue;
       }
+      marks |= OfCellBlocks(columns, distances, word);
       if (work_.path.estimate == EstimateKind::kProbePooled && work_.reads_map[at] != 0) {
         marks |= OfBlocks(word);
       }
     }
     return marks;
+  }
+
+  // Of blocks of columns and of distances. The marks reach up to the cell's last key only; no tile
+  // of it reads further.
+  __device__ uint32_t OfCellBlocks(const uint32_t* columns, const uint32_t* distances,
+                                   int word) const {
+    uint32_t marks = 0;
+    const int shift = 31 - __clz(work_.unit), last_unit = 32 * work_.unit_words - 1;
+    for (int group = 0; group < 32; ++group) {
+      const int key = word * kWordTokens + group * kGroupTokens;
+      if (key >= tile_.end) break;
+      const int unit = min(key >> shift, last_unit);
+      const int near = max(tile_.first - key - kGroupTokens + 1, 0) >> shift;
+      const int far = min((tile_.end - 1 - key) >> shift, last_unit);
+      const bool read = (columns[unit / 32] >> (unit % 32) & 1) != 0;
+      if (read || AnyBit(distances, near, far)) marks |= 1u << group;
+    }
+    return marks;
+  }
+
+  // Of single columns: 16 bits for each group.
+  __device__ uint32_t OfColumns(const uint32_t* columns, int word) const {
+    uint32_t marks = 0;
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      const int at = word * 16 + i;
+      const uint32_t bits = at < work_.unit_words ? columns[at] : 0;
+      marks |= static_cast<uint32_t>((bits & 0xffffu) != 0) << (2 * i);
+      marks |= static_cast<uint32_t>(bits >> 16 != 0) << (2 * i + 1);
+    }
+    return marks;
+  }
+
+  // Of single distances. The group at `key` is read at distances [first - key - 15, end - key) of
+  // the tile. Sixteens of distances that begin where those of the groups do: bit i of `whole` is
+  // set where one has marks, the last group's first; the last of a tile may be a part.
+  __device__ uint32_t OfDistances(const uint32_t* distances, int word) const {
+    constexpr int kSixteens = 32 + kTileTokens / kGroupTokens;
+    const int from = tile_.first - word * kWordTokens - (kWordTokens - 1);
+    const int left = tile_.tokens() + kGroupTokens - 1;  // distances of a group
+    const int wholes = left / kGroupTokens, part = left % kGroupTokens;
+    uint64_t whole = 0, partial = 0;
+    for (int i = 0; i < kSixteens; ++i) {
+      const uint32_t bits = Sixteen(distances, from + i * kGroupTokens);
+      whole |= static_cast<uint64_t>(bits != 0) << i;
+      partial |= static_cast<uint64_t>((bits & ((1u << part) - 1)) != 0) << i;
+    }
+    uint64_t read = partial >> wholes;
+    for (int i = 0; i < wholes; ++i) read |= whole >> i;
+    return __brev(static_cast<uint32_t>(read));
+  }
+  // Marks of distances [first, first + 16), of which those below 0 and behind the last have none.
+  __device__ uint32_t Sixteen(const uint32_t* distances, int first) const {
+    const int word = first >> 5;
+    const auto load = [&](int at) {
+      return static_cast<uint32_t>(at) < static_cast<uint32_t>(work_.unit_words) ? distances[at]
+                                                                                 : 0;
+    };
+    return __funnelshift_r(load(word), load(word + 1), static_cast<uint32_t>(first)) & 0xffffu;
   }
 
   const RangeWork& work_;
@@ -139,7 +191,7 @@ struct Counts final {
   uint32_t runs = 0, ends = 0, blocks = 0;
 };
 struct Shared final {
-  uint32_t words[kThreads + 2];  // before and behind the threads' own
+  uint32_t words[kThreads + 1];  // the one before, then the threads' own
   Counts counts[kWarps];
 };
 
@@ -166,9 +218,9 @@ __device__ Counts Scan(Counts mine, Shared& shared, Counts* total) {
 }
 
 // Writes the first keys of runs, or the ends behind their last ones, of one word.
-__device__ void WriteBorders(uint32_t borders, int word, int add, int32_t* to) {
+__device__ void WriteBorders(uint32_t borders, int word, int32_t* to) {
   for (; borders != 0; borders &= borders - 1) {
-    *to++ = word * kWordTokens + (__ffs(static_cast<int>(borders)) - 1 + add) * kGroupTokens;
+    *to++ = word * kWordTokens + (__ffs(static_cast<int>(borders)) - 1) * kGroupTokens;
   }
 }
 
@@ -209,26 +261,24 @@ __global__ void __launch_bounds__(kThreads) WriteKernel(const __grid_constant__ 
       work.out.chunk_offsets[work.chunk_index] + int64_t{work.QHead(head)} * tiles + index;
   const int64_t start = list * work.out.stride;
   Counts done;
-  for (int at = 0; at < marks.words(); at += kThreads) {
+  // A run ends in the word that lacks the next group, which may be one behind the last.
+  if (thread == 0) shared.words[0] = 0;
+  for (int at = 0; at <= marks.words(); at += kThreads) {
     const int word = at + thread;
+    const uint32_t mine = word < marks.words() ? marks.Word(word) : 0;
+    shared.words[1 + thread] = mine;
     __syncthreads();
-    if (thread == 0) shared.words[0] = at > 0 ? marks.Word(at - 1) : 0;
-    shared.words[1 + thread] = word < marks.words() ? marks.Word(word) : 0;
-    if (thread == kThreads - 1) {
-      shared.words[kThreads + 1] = word + 1 < marks.words() ? marks.Word(word + 1) : 0;
-    }
-    __syncthreads();
-    const uint32_t mine = shared.words[1 + thread];
-    const uint32_t begins = mine & ~(mine << 1 | shared.words[thread] >> 31);
-    const uint32_t ends = mine & ~(mine >> 1 | shared.words[thread + 2] << 31);
+    const uint32_t before = mine << 1 | shared.words[thread] >> 31;
+    const uint32_t begins = mine & ~before, ends = before & ~mine;
     const uint32_t quads = (mine | mine >> 1 | mine >> 2 | mine >> 3) & 0x11111111u;
     const Counts own{static_cast<uint32_t>(__popc(static_cast<int>(begins))),
                      static_cast<uint32_t>(__popc(static_cast<int>(ends))),
                      static_cast<uint32_t>(__popc(static_cast<int>(quads)))};
     Counts total;
     const Counts sums = Scan(own, shared, &total);
-    WriteBorders(begins, word, 0, work.out.begin + start + done.runs + sums.runs - own.runs);
-    WriteBorders(ends, word, 1, work.out.end + start + done.ends + sums.ends - own.ends);
+    if (thread == kThreads - 1) shared.words[0] = mine;  // behind Scan's barrier
+    WriteBorders(begins, word, work.out.begin + start + done.runs + sums.runs - own.runs);
+    WriteBorders(ends, word, work.out.end + start + done.ends + sums.ends - own.ends);
     done = {done.runs + total.runs, done.ends + total.ends, done.blocks + total.blocks};
   }
   if (thread != 0) return;

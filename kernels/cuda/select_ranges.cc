@@ -69,6 +69,7 @@ void SetKeys(RangeWork* work, int64_t keys) {
   work->keys_stride = product.key_tiles * kRangeTileRows;
   product.runs = ProbeRuns(work->path, work->dials);
   product.run_rows = std::clamp(work->dials.probe_rows, 1, kPrefillCellTokens);
+  if (work->spreads()) product.run_rows = Int(RoundUp(product.run_rows, kRangePieceRows));
   const int64_t first = work->chunk.first_position;
   work->chunk_blocks = Int(CeilDiv(keys, block) - first / block);
   work->chunk_cells = Int(CeilDiv(keys, kPrefillCellTokens) - first / kPrefillCellTokens);
@@ -136,12 +137,17 @@ int64_t Carve(void* base, int64_t element_bytes, RangeWork* work) {
   carver.Take(marks, &work->columns);
   carver.Take(marks, &work->distances);
   carver.Take(heads * work->chunk_cells, &work->reads_map);
-  const int64_t lists = heads * work->cells;
   carver.Take(heads * product.rows, &work->lse);
-  carver.Take(lists * work->strips * kRangePartials, &work->partials);
-  carver.Take(lists * work->keys_stride, &work->column_sums);
-  carver.Take(lists * work->keys_stride, &work->distance_sums);
-  carver.Take(2 * lists * work->key_blocks, &work->unit_sums);
+  if (work->spreads()) {
+    const int64_t pieces = heads * work->pieces();
+    carver.Take(pieces * work->strips * kRangePartials, &work->partials);
+    carver.Take(pieces * work->keys_stride, &work->column_sums);
+    return carver.bytes();
+  }
+  const int64_t sums = heads * work->cells * work->key_blocks;
+  carver.Take(heads * product.rows * work->sums_stride, &work->part_sums);
+  carver.Take(2 * sums, &work->unit_sums);
+  carver.Take(sums, &work->pooled);
   return carver.bytes();
 }
 
@@ -186,16 +192,21 @@ Status RunRows(const RangeWork& work, DType dtype, const DeviceTraits& traits,
                cudaStream_t stream) {
   if (work.antidiagonal()) {
     LACUNA_RETURN_IF_ERROR(PackRangeQueries(work, dtype, stream));
-    LACUNA_RETURN_IF_ERROR(RangeScores(work, dtype, true, traits, stream));
+    LACUNA_RETURN_IF_ERROR(RangeScores(work, dtype, traits, stream));
     LACUNA_RETURN_IF_ERROR(CombineRangeScores(work, stream));
     return ChooseRangeBlocks(work, stream);
   }
   if (Means(work)) LACUNA_RETURN_IF_ERROR(RangeMeanMap(work, dtype, stream));
   if (!Probes(work.path)) return ChooseRangeBlocks(work, stream);
   LACUNA_RETURN_IF_ERROR(PackRangeQueries(work, dtype, stream));
-  LACUNA_RETURN_IF_ERROR(RangeScores(work, dtype, false, traits, stream));
-  LACUNA_RETURN_IF_ERROR(RangeSpread(work, dtype, stream));
-  if (work.unit != 1) LACUNA_RETURN_IF_ERROR(PoolRangeSums(work, stream));
+  LACUNA_RETURN_IF_ERROR(RangeScores(work, dtype, traits, stream));
+  LACUNA_RETURN_IF_ERROR(RangeLse(work, stream));
+  if (work.spreads()) {
+    LACUNA_RETURN_IF_ERROR(RangeSpread(work, dtype, traits, stream));
+    LACUNA_RETURN_IF_ERROR(ChooseRangeBlocks(work, stream));
+    return ChooseRangeSingles(work, stream);
+  }
+  LACUNA_RETURN_IF_ERROR(CombineRangeParts(work, stream));
   if (work.path.estimate == EstimateKind::kProbePooled) {
     LACUNA_RETURN_IF_ERROR(CompareRangeMaps(work, dtype, stream));
   }

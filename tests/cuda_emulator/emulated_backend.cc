@@ -32,9 +32,17 @@ Status AttendPrefillSm90(const AttendPrefillArgs& /*args*/, const DeviceTraits& 
   return InternalError("AttendPrefillSm90: not for the generation that is emulated");
 }
 
-Status RangeScoresSm90(const RangeWork& /*work*/, DType /*dtype*/, bool /*blocks*/,
-                       int /*sm_count*/, cudaStream_t /*stream*/) {
+Status RangeScoresSm90(const RangeWork& /*work*/, DType /*dtype*/, int /*sm_count*/,
+                       cudaStream_t /*stream*/) {
   return InternalError("RangeScoresSm90: not for the generation that is emulated");
+}
+Status RangeProbeSm90(const RangeWork& /*work*/, DType /*dtype*/, const DeviceTraits& /*traits*/,
+                      cudaStream_t /*stream*/) {
+  return InternalError("RangeProbeSm90: not for the generation that is emulated");
+}
+Status RangeSpreadSm90(const RangeWork& /*work*/, DType /*dtype*/, const DeviceTraits& /*traits*/,
+                       cudaStream_t /*stream*/) {
+  return InternalError("RangeSpreadSm90: not for the generation that is emulated");
 }
 
 }  // namespace cuda

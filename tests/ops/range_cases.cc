@@ -96,6 +96,11 @@ std::vector<NamedSpec> RangeCases() {
   spec.heads = Patterns();
   spec.tokens = 1700;
   cases.push_back({"patterns", spec, 2.0f});
+  spec.path.probe_place = ProbePlace::kTails;
+  spec.dials.probe_rows = 100;
+  spec.dials.probe_fraction = 0.3f;
+  spec.tokens = 2500;
+  cases.push_back({"patterns of tails", spec, 2.0f});
   spec = ProbedSpec(PrefillSelectKind::kCover, ProbePlace::kTails);
   spec.dials.local_fraction = 0.08;
   spec.tokens = 2400;
