@@ -49,11 +49,6 @@ __device__ __forceinline__ float QuadMax(float value) {
   return fmaxf(value, __shfl_xor_sync(~0u, value, 2));
 }
 
-// What the product is multiplied by to become logits in units of log2.
-__device__ __forceinline__ float LogitFactor(const RangeWork& work) {
-  return work.scale / static_cast<float>(work.product.stride) * 1.442695041f;
-}
-
 // Sums of 2^shift neighbouring key rows of one row, to sums[0], sums[1]...
 __device__ __forceinline__ void StoreBlockSums(const float (&p)[32], int shift, float* sums) {
   const int quad = static_cast<int>(threadIdx.x) & 3;
@@ -94,79 +89,118 @@ __device__ __forceinline__ float StorePartSums(const float (&p)[32], int shift, 
                                                float2* sums) {
   const int quad = static_cast<int>(threadIdx.x) & 3;
   const int cut = (visible & ((1 << shift) - 1)) - 2 * quad;
-  float low[2] = {}, high[2] = {};
+  const int second_cut = shift == 7 ? cut - 64 : cut;
+  float low[2][2] = {}, high[2][2] = {};  // of both halves of the tile, and of e
 #pragma unroll
-  for (int j = 0; j < 16; ++j) {
-    const int of_half = shift == 7 ? cut - j / 8 * 64 : cut;
+  for (int j = 0; j < 8; ++j) {
 #pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const bool is_low = 8 * (j & 7) + e <= of_half;
-      low[j / 8] += is_low ? p[2 * j + e] : 0.0f;
-      high[j / 8] += is_low ? 0.0f : p[2 * j + e];
+    for (int part = 0; part < 2; ++part) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const float x = p[2 * (8 * part + j) + e];
+        if (8 * j + e <= (part == 0 ? cut : second_cut)) {
+          low[part][e] += x;
+        } else {
+          high[part][e] += x;
+        }
+      }
     }
   }
+  const float2 first = make_float2(low[0][0] + low[0][1], high[0][0] + high[0][1]);
+  const float2 second = make_float2(low[1][0] + low[1][1], high[1][0] + high[1][1]);
   if (shift == 7) {
-    const float2 sum = make_float2(QuadSum(low[0] + low[1]), QuadSum(high[0] + high[1]));
+    const float2 sum = make_float2(QuadSum(first.x + second.x), QuadSum(first.y + second.y));
     if (quad == 0 && sums != nullptr) sums[0] = sum;
     return sum.x + sum.y;
   }
-  const float2 first = make_float2(QuadSum(low[0]), QuadSum(high[0]));
-  const float2 second = make_float2(QuadSum(low[1]), QuadSum(high[1]));
-  if (quad < 2 && sums != nullptr) sums[quad] = quad == 0 ? first : second;
-  return (first.x + first.y) + (second.x + second.y);
+  const float2 one = make_float2(QuadSum(first.x), QuadSum(first.y));
+  const float2 two = make_float2(QuadSum(second.x), QuadSum(second.y));
+  if (quad < 2 && sums != nullptr) sums[quad] = quad == 0 ? one : two;
+  return (one.x + one.y) + (two.x + two.y);
+}
+
+// Probabilities of both rows against their maxima over the tile, `top`. Chains of operations are
+// kept short: few warps share a multiprocessor.
+template <FoldKind kKind, bool kMasked>
+__device__ __forceinline__ void FindProbabilities(const RangeWork& work, const RangeLogits& logits,
+                                                  int tile, const FoldRows& rows, float (&p)[2][32],
+                                                  float (&top)[2]) {
+  const int quad = static_cast<int>(threadIdx.x) & 3;
+  constexpr bool kPermuted = kKind == FoldKind::kTotals;
+  float tops[2][4];
+  int last[2];  // of the lane's 8 j + e, or of the part of ChunkKey that j and e make
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    last[half] =
+        kPermuted ? rows.visible[half] - (tile >> 1) * kRangeChunkKeys - 16 * quad - 4 * (tile & 1)
+                  : rows.visible[half] - tile * kRangeTileRows - 2 * quad;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) tops[half][i] = kNoLogit;
+  }
+#pragma unroll
+  for (int j = 0; j < 16; ++j) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int half = i / 2, e = i % 2;
+      float x = logits[4 * j + i] * work.logit_factor;
+      const int key = kPermuted ? ChunkKey((j >> 3) * 64 + (j & 7) * 8 + e) : 8 * j + e;
+      if (kMasked && key > last[half]) x = kNoLogit;
+      float& largest = tops[half][j % 2 * 2 + e];
+      largest = fmaxf(largest, x);
+      p[half][2 * j + e] = x;
+    }
+  }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    top[half] =
+        QuadMax(fmaxf(fmaxf(tops[half][0], tops[half][1]), fmaxf(tops[half][2], tops[half][3])));
+  }
+  // Hidden key rows give 0 also to a row that sees none.
+  const float base[2] = {top[0] > kNoLogit ? top[0] : 0.0f, top[1] > kNoLogit ? top[1] : 0.0f};
+#pragma unroll
+  for (int i = 0; i < 32; ++i) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) p[half][i] = Exp2(p[half][i] - base[half]);
+  }
 }
 
 template <FoldKind kKind, bool kMasked>
-__device__ __forceinline__ void FoldRow(const RangeWork& work, const RangeLogits& logits, int half,
-                                        int tile, int visible, int64_t row) {
-  const int quad = static_cast<int>(threadIdx.x) & 3;
-  const float factor = LogitFactor(work);
-  constexpr bool kPermuted = kKind == FoldKind::kTotals;
-  // Of the lane's 8 j + e, or of the part of ChunkKey that j and e make.
-  const int last = kPermuted ? visible - (tile >> 1) * kRangeChunkKeys - 16 * quad - 4 * (tile & 1)
-                             : visible - tile * kRangeTileRows - 2 * quad;
-  float p[32];
-  float top = kNoLogit;
+__device__ __forceinline__ void FoldBothRows(const RangeWork& work, const RangeLogits& logits,
+                                             int tile, const FoldRows& rows) {
+  float p[2][32], top[2], total[2];
+  FindProbabilities<kKind, kMasked>(work, logits, tile, rows, p, top);
+  const int shift = work.product.sum_shift;
+  const auto place = [&](int half) {
+    return rows.row[half] * work.sums_stride +
+           static_cast<int64_t>(tile) * (kRangeTileRows >> shift);
+  };
+  if constexpr (kKind == FoldKind::kParts) {
 #pragma unroll
-  for (int j = 0; j < 16; ++j) {
+    for (int half = 0; half < 2; ++half) {
+      total[half] = StorePartSums(p[half], shift, rows.visible[half],
+                                  rows.row[half] < 0 ? nullptr : work.part_sums + place(half));
+    }
+  } else {
+    float sums[2][4] = {};
 #pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      float& x = p[2 * j + e];
-      x = logits[4 * j + 2 * half + e] * factor;
-      const int key = kPermuted ? ChunkKey((j >> 3) * 64 + (j & 7) * 8 + e) : 8 * j + e;
-      if (kMasked && key > last) x = kNoLogit;
-      top = fmaxf(top, x);
+    for (int i = 0; i < 32; ++i) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) sums[half][i % 4] += p[half][i];
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      total[half] = QuadSum((sums[half][0] + sums[half][1]) + (sums[half][2] + sums[half][3]));
     }
   }
-  top = QuadMax(top);
-  // Hidden key rows give 0 also to a row that sees none.
-  const float base = top > kNoLogit ? top : 0.0f;
-  float even = 0.0f, odd = 0.0f;
 #pragma unroll
-  for (int j = 0; j < 16; ++j) {
-    p[2 * j] = Exp2(p[2 * j] - base);
-    p[2 * j + 1] = Exp2(p[2 * j + 1] - base);
-    even += p[2 * j];
-    odd += p[2 * j + 1];
-  }
-  const int shift = work.product.sum_shift;
-  float total;
-  if constexpr (kKind == FoldKind::kParts) {
-    float2* sums = row < 0 ? nullptr
-                           : work.part_sums + row * work.sums_stride +
-                                 static_cast<int64_t>(tile) * (kRangeTileRows >> shift);
-    total = StorePartSums(p, shift, visible, sums);
-  } else {
-    total = QuadSum(even + odd);
-  }
-  if (quad == 0 && row >= 0) {
-    work.tile_sums[row * work.product.key_tiles + tile] = make_float2(top, total);
-  }
-  if constexpr (kKind == FoldKind::kBlocks) {
-    float* sums = row < 0 ? nullptr
-                          : work.block_sums + row * work.sums_stride +
-                                static_cast<int64_t>(tile) * (kRangeTileRows >> shift);
-    StoreBlockSums(p, shift, sums);
+  for (int half = 0; half < 2; ++half) {
+    if ((threadIdx.x & 3) == 0 && rows.row[half] >= 0) {
+      work.tile_sums[rows.row[half] * work.product.key_tiles + tile] =
+          make_float2(top[half], total[half]);
+    }
+    if constexpr (kKind == FoldKind::kBlocks) {
+      StoreBlockSums(p[half], shift, rows.row[half] < 0 ? nullptr : work.block_sums + place(half));
+    }
   }
 }
 
@@ -187,11 +221,9 @@ __device__ __forceinline__ void FoldTile(const RangeWork& work, const RangeLogit
   const int last_key = LastKeyOf<kKind>(tile);
   const bool whole = rows.visible[0] >= last_key && rows.visible[1] >= last_key;
   if (__all_sync(~0u, whole)) {
-    FoldRow<kKind, false>(work, logits, 0, tile, rows.visible[0], rows.row[0]);
-    FoldRow<kKind, false>(work, logits, 1, tile, rows.visible[1], rows.row[1]);
+    FoldBothRows<kKind, false>(work, logits, tile, rows);
   } else {
-    FoldRow<kKind, true>(work, logits, 0, tile, rows.visible[0], rows.row[0]);
-    FoldRow<kKind, true>(work, logits, 1, tile, rows.visible[1], rows.row[1]);
+    FoldBothRows<kKind, true>(work, logits, tile, rows);
   }
 }
 

@@ -123,8 +123,12 @@ struct FoundItems final {
   }
 };
 
-// The larger of two scores, where NaN is the least.
-__device__ float Larger(float a, float b) { return RankOf(a) <= RankOf(b) ? a : b; }
+// Every sum of a rank that the cut keeps is no smaller than this, or no number.
+__device__ float LeastOf(const ChoiceCut& cut) {
+  const auto rank =
+      static_cast<uint32_t>((static_cast<uint64_t>(cut.rank) + 1 << cut.shift) - 1);  // the last
+  return rank < 0x80000000u ? __uint_as_float(~rank & 0x7fffffffu) : -INFINITY;
+}
 
 // The largest sum of each group, at scores[group * kThreads + thread]; NaN of an empty one.
 __device__ void FindLargest(const SumList& sums, float* scores) {
@@ -139,14 +143,15 @@ __device__ void FindLargest(const SumList& sums, float* scores) {
       const int unit = at + i * kThreads;
       values[i] = unit < count && unit >= sums.forced() ? sums.Sum(unit) : NAN;
     }
-    float& largest = scores[group * kThreads + thread];
+    float largest = scores[group * kThreads + thread];
 #pragma unroll
-    for (int i = 0; i < kUnroll; ++i) largest = Larger(largest, values[i]);
+    for (int i = 0; i < kUnroll; ++i) largest = fmaxf(largest, values[i]);  // not the NaN of two
+    scores[group * kThreads + thread] = largest;
   }
   __syncthreads();
 }
 
-// Collects the sums at or above the cut; false if they are too many.
+// Collects all sums that the cut keeps, and some more; false if they are too many.
 __device__ bool Collect(const SumList& sums, const ChoiceCut& cut, Shared& shared, float* scores,
                         uint32_t* ids) {
   const int thread = static_cast<int>(threadIdx.x), lane = thread & 31;
@@ -154,27 +159,34 @@ __device__ bool Collect(const SumList& sums, const ChoiceCut& cut, Shared& share
   __syncthreads();  // the groups have been read
   if (thread == 0) shared.count = 0;
   __syncthreads();
+  const float least = LeastOf(cut);
   for (int base = 0; base < count; base += kUnroll * kThreads) {
     float values[kUnroll];
+    uint32_t lanes[kUnroll], found = 0;  // those of the warp that are collected
 #pragma unroll
     for (int i = 0; i < kUnroll; ++i) {
       const int unit = base + i * kThreads + thread;
-      values[i] = unit < count ? sums.Sum(unit) : NAN;
+      values[i] = unit < count && unit >= sums.forced() ? sums.Sum(unit) : -INFINITY;
     }
 #pragma unroll
     for (int i = 0; i < kUnroll; ++i) {
       const int unit = base + i * kThreads + thread;
-      const bool found =
-          unit < count && unit >= sums.forced() && RankOf(values[i]) >> cut.shift <= cut.rank;
-      const uint32_t lanes = __ballot_sync(~0u, found);
-      if (lanes == 0) continue;
-      uint32_t to = 0;
-      if (lane == 0) to = atomicAdd(&shared.count, static_cast<uint32_t>(__popc(lanes)));
-      to = __shfl_sync(~0u, to, 0) + static_cast<uint32_t>(__popc(lanes & ((1u << lane) - 1)));
-      if (found && to < kCandidates) {
-        scores[to] = values[i];
-        ids[to] = static_cast<uint32_t>(unit);
+      lanes[i] = __ballot_sync(~0u, !(values[i] < least) && unit < count && unit >= sums.forced());
+      found += static_cast<uint32_t>(__popc(static_cast<int>(lanes[i])));
+    }
+    if (found == 0) continue;
+    uint32_t to = 0;
+    if (lane == 0) to = atomicAdd(&shared.count, found);
+    to = __shfl_sync(~0u, to, 0);
+#pragma unroll
+    for (int i = 0; i < kUnroll; ++i) {
+      const uint32_t at =
+          to + static_cast<uint32_t>(__popc(static_cast<int>(lanes[i] & ((1u << lane) - 1))));
+      if ((lanes[i] >> lane & 1) != 0 && at < kCandidates) {
+        scores[at] = values[i];
+        ids[at] = static_cast<uint32_t>(base + i * kThreads + thread);
       }
+      to += static_cast<uint32_t>(__popc(static_cast<int>(lanes[i])));
     }
   }
   __syncthreads();

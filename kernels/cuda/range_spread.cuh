@@ -64,7 +64,6 @@ class SpreadFold final {
   // Adds tile `kTile` of the chunk at `first_key`.
   template <int kTile, bool kMasked>
   __device__ __forceinline__ void Add(const RangeLogits& logits, int first_key) {
-    const float factor = LogitFactor(work_);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       Piece& piece = pieces_[i];
@@ -78,7 +77,7 @@ class SpreadFold final {
           for (int e = 0; e < 2; ++e) {
             const int row = 2 * j + e, key = 2 * kTile + half;
             const float logit = logits[4 * (8 * i + j) + 2 * half + e];
-            float p = Exp2(fmaf(logit, factor, -piece.lse[row]));
+            float p = Exp2(fmaf(logit, work_.logit_factor, -piece.lse[row]));
             if (kMasked && key - row > limit) p = 0.0f;
             piece.columns[key] += p;
             piece.diagonals[row - key + spread::kKeys - 1] += p;

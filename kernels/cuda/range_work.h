@@ -21,6 +21,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/cuda/range_order.h"
 #include "kernels/ops/range_limits.h"
 #include "kernels/ops/select_ranges.h"
 
@@ -29,27 +30,12 @@ namespace lacuna::kernels::cuda {
 inline constexpr int kRangeTileRows = 128;      // rows and key rows of a packed tile
 inline constexpr int kRangeTileColumns = 64;    // its inner elements
 inline constexpr int kRangeStripTokens = 2048;  // keys whose diagonals one block sums
-inline constexpr int kRangePieceRows = 64;      // rows of a probe that lie one after another
-inline constexpr int kRangeChunkKeys = 256;     // keys that are packed in an order of their own
 // Distances between a strip and the rows of a piece: entry i is distance
 // piece's first position - strip's first key - (kRangeStripTokens - 1) + i.
 inline constexpr int kRangePartials = kRangeStripTokens + kRangePieceRows;
 
-// Packed row `n` of a piece holds its row PieceRow(n), so that the lane that has columns
-// 8 j + l % 4 * 2 + {0, 1} of a product has 16 neighbouring rows: l % 4 * 16 + 2 j + {0, 1}.
-__host__ __device__ constexpr int PieceRow(int n) {
-  return (n & ~63) + ((n >> 1) & 3) * 16 + ((n >> 3) & 7) * 2 + (n & 1);
-}
-// Packed key `n` is key ChunkKey(n), so that the lane that has rows l / 4 and l / 4 + 8 of warp w's
-// 16 rows in each of the chunk's four tiles of 64 has 8 neighbouring keys: 64 w + l / 4 * 8 + ...
-__host__ __device__ constexpr int ChunkKey(int n) {
-  return (n & ~255) + ((n >> 4) & 3) * 64 + (n & 7) * 8 + ((n >> 6) & 3) * 2 + ((n >> 3) & 1);
-}
-
-// Below every logit; finite, so that a difference of two is 0 and not NaN.
-inline constexpr float kNoLogit = -1e30f;
-// An lse that leaves no probability.
-inline constexpr float kNoRow = 1e30f;
+// Below every logit; finite, so that a difference of two is 0 and not NaN. The lse of no row.
+inline constexpr float kNoLogit = -1e30f, kNoRow = 1e30f;
 
 struct RangeProduct final {
   int32_t stride = 1;
@@ -77,6 +63,7 @@ struct RangeWork final {
   const PrefillHead* heads = nullptr;
   const StaticShape* shapes = nullptr;  // of the chunk: [kv_heads], or null
   float scale = 1.0f;
+  float logit_factor = 1.0f;  // makes logits in units of log2 of the product
   PrefillChunk chunk;
   int32_t dense_from = 0;  // first position whose query attends densely
   int32_t keys = 0;        // keys at and after this position read as zeros

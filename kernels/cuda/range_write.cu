@@ -154,30 +154,36 @@ class TileWords final {
 
   // Of single distances. The group at `key` is read at distances [first - key - 15, end - key) of
   // the tile. Sixteens of distances that begin where those of the groups do: bit i of `whole` is
-  // set where one has marks, the last group's first; the last of a tile may be a part.
+  // set where one has marks, the last group's first; the last of a group may be a part.
   __device__ uint32_t OfDistances(const uint32_t* distances, int word) const {
     constexpr int kSixteens = 32 + kTileTokens / kGroupTokens;
+    static_assert(kSixteens % 2 == 0);
     const int from = tile_.first - word * kWordTokens - (kWordTokens - 1);
     const int left = tile_.tokens() + kGroupTokens - 1;  // distances of a group
-    const int wholes = left / kGroupTokens, part = left % kGroupTokens;
-    uint64_t whole = 0, partial = 0;
-    for (int i = 0; i < kSixteens; ++i) {
-      const uint32_t bits = Sixteen(distances, from + i * kGroupTokens);
-      whole |= static_cast<uint64_t>(bits != 0) << i;
-      partial |= static_cast<uint64_t>((bits & ((1u << part) - 1)) != 0) << i;
-    }
-    uint64_t read = partial >> wholes;
-    for (int i = 0; i < wholes; ++i) read |= whole >> i;
-    return __brev(static_cast<uint32_t>(read));
-  }
-  // Marks of distances [first, first + 16), of which those below 0 and behind the last have none.
-  __device__ uint32_t Sixteen(const uint32_t* distances, int first) const {
-    const int word = first >> 5;
+    const int wholes = left / kGroupTokens;
+    const uint32_t part = (1u << (left % kGroupTokens)) - 1;
+    // Distances below 0 and behind the last have no marks.
     const auto load = [&](int at) {
       return static_cast<uint32_t>(at) < static_cast<uint32_t>(work_.unit_words) ? distances[at]
                                                                                  : 0;
     };
-    return __funnelshift_r(load(word), load(word + 1), static_cast<uint32_t>(first)) & 0xffffu;
+    uint64_t whole = 0, partial = 0;
+    uint32_t next = load(from >> 5);
+#pragma unroll
+    for (int i = 0; i < kSixteens; i += 2) {
+      const uint32_t low = next;
+      next = load((from >> 5) + i / 2 + 1);
+      const uint32_t bits = __funnelshift_r(low, next, static_cast<uint32_t>(from));
+      const uint32_t pair = static_cast<uint32_t>((bits & 0xffffu) != 0) |
+                            static_cast<uint32_t>(bits >> 16 != 0) << 1;
+      const uint32_t parts = static_cast<uint32_t>((bits & part) != 0) |
+                             static_cast<uint32_t>((bits >> 16 & part) != 0) << 1;
+      whole |= uint64_t{pair} << i;
+      partial |= uint64_t{parts} << i;
+    }
+    uint64_t read = partial >> wholes;
+    for (int i = 0; i < wholes; ++i) read |= whole >> i;
+    return __brev(static_cast<uint32_t>(read));
   }
 
   const RangeWork& work_;
@@ -261,24 +267,26 @@ __global__ void __launch_bounds__(kThreads) WriteKernel(const __grid_constant__ 
       work.out.chunk_offsets[work.chunk_index] + int64_t{work.QHead(head)} * tiles + index;
   const int64_t start = list * work.out.stride;
   Counts done;
-  // A run ends in the word that lacks the next group, which may be one behind the last.
+  // A run ends in the word that lacks the next group; which the last thread's may not have.
   if (thread == 0) shared.words[0] = 0;
-  for (int at = 0; at <= marks.words(); at += kThreads) {
+  for (int at = 0; at < marks.words(); at += kThreads) {
     const int word = at + thread;
     const uint32_t mine = word < marks.words() ? marks.Word(word) : 0;
     shared.words[1 + thread] = mine;
     __syncthreads();
     const uint32_t before = mine << 1 | shared.words[thread] >> 31;
     const uint32_t begins = mine & ~before, ends = before & ~mine;
+    const bool closes = thread == kThreads - 1 && word == marks.words() - 1 && mine >> 31 != 0;
     const uint32_t quads = (mine | mine >> 1 | mine >> 2 | mine >> 3) & 0x11111111u;
     const Counts own{static_cast<uint32_t>(__popc(static_cast<int>(begins))),
-                     static_cast<uint32_t>(__popc(static_cast<int>(ends))),
+                     static_cast<uint32_t>(__popc(static_cast<int>(ends)) + (closes ? 1 : 0)),
                      static_cast<uint32_t>(__popc(static_cast<int>(quads)))};
     Counts total;
     const Counts sums = Scan(own, shared, &total);
     if (thread == kThreads - 1) shared.words[0] = mine;  // behind Scan's barrier
     WriteBorders(begins, word, work.out.begin + start + done.runs + sums.runs - own.runs);
     WriteBorders(ends, word, work.out.end + start + done.ends + sums.ends - own.ends);
+    if (closes) work.out.end[start + done.ends + sums.ends - 1] = (word + 1) * kWordTokens;
     done = {done.runs + total.runs, done.ends + total.ends, done.blocks + total.blocks};
   }
   if (thread != 0) return;

@@ -62,6 +62,7 @@ void SetKeys(RangeWork* work, int64_t keys) {
   work->strips = Int(CeilDiv(keys, kRangeStripTokens));
   RangeProduct& product = work->product;
   product.stride = work->antidiagonal() ? work->path.stride_tokens : 1;
+  work->logit_factor = work->scale / static_cast<float>(product.stride) * 1.442695041f;
   product.steps = Int(CeilDiv(int64_t{product.stride} * work->head_dim, kRangeTileColumns));
   product.key_tiles = Int(2 * CeilDiv(CeilDiv(keys, product.stride), 2 * kRangeTileRows));
   product.sum_shift = std::countr_zero(static_cast<uint32_t>(block / product.stride));

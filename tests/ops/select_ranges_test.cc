@@ -167,6 +167,21 @@ TEST_P(SelectRangesTest, TiesGoToTheOlder) {
   EXPECT_EQ((Make(spec, 0.0f).Run()[{0, 31}]), (std::vector<KeyRange>{{0, 896}, {1920, 2048}}));
 }
 
+// The same of more columns than a choice holds at once.
+TEST_P(SelectRangesTest, ManyTiesGoToTheOlder) {
+  constexpr int kEnd = 13312, kCell = 1024;
+  RangeSpec spec = ProbedSpec(PrefillSelectKind::kVerticalSlash, ProbePlace::kLast);
+  spec.q_heads = spec.kv_heads = 1;
+  spec.tokens = kEnd;
+  spec.dials.sink_tokens = 0;
+  spec.dials.local_tokens = 1;
+  spec.heads.assign(1, {.pattern = {PatternKind::kVerticalSlash, 32, 0}, .p = 1});
+  RangeLists lists = Make(spec, 0.0f).Run({kEnd - kCell, kEnd});
+  for (int end = kEnd - kCell + 64; end <= kEnd; end += 64) {
+    EXPECT_EQ((lists[{0, end / 64 - 1}]), (std::vector<KeyRange>{{0, 32}, {end - 64, end}}));
+  }
+}
+
 TEST_P(SelectRangesTest, WideBudgetsReadEverything) {
   for (NamedSpec named : Cases()) {
     SCOPED_TRACE(named.name);
@@ -228,6 +243,25 @@ TEST_P(SelectRangesTest, AnyCutIsWellFormed) {
       for (const auto& [key, ranges] : lists) EXPECT_FALSE(ranges.empty());
     }
   }
+}
+
+// Runs of any length in contexts of any length: the last keys of 64 K tokens and what follows them.
+TEST_P(SelectRangesTest, LongContexts) {
+  constexpr int kLong = 65536;
+  RangeSpec spec;
+  spec.head_dim = 8;
+  spec.path.select = PrefillSelectKind::kNone;
+  spec.dials.sink_tokens = 100;
+  spec.dials.local_tokens = 250;
+  spec.tokens = kLong + 64;
+  RangeLists lists = Make(spec).Run({kLong - 64, kLong, kLong + 64});
+  EXPECT_EQ((lists[{1, kLong / 64 - 1}]),
+            (std::vector<KeyRange>{{0, 112}, {kLong - 64 - 256, kLong}}));
+  EXPECT_EQ((lists[{1, kLong / 64}]), (std::vector<KeyRange>{{0, 112}, {kLong - 256, kLong + 64}}));
+  spec.dials.local_tokens = 1 << 20;
+  lists = Make(spec).Run({kLong - 64, kLong, kLong + 64});
+  EXPECT_EQ((lists[{1, kLong / 64 - 1}]), (std::vector<KeyRange>{{0, kLong}}));
+  EXPECT_EQ((lists[{1, kLong / 64}]), (std::vector<KeyRange>{{0, kLong + 64}}));
 }
 
 TEST_P(SelectRangesTest, EmptyChunks) {
