@@ -8,9 +8,13 @@
 
 namespace lacuna::engine {
 
+// What step_tokens_max is by default: a step of a GPU is short, of a CPU others wait for it.
+inline constexpr int64_t kStepTokensOfCpu = 2048, kStepTokensOfDevice = 8192;
+
 struct EngineConfig final {
   bool deterministic = false;
-  int64_t step_tokens_max = 2048;      // tokens of one step; longer prompts are chunked
+  // Tokens of one step; longer prompts are chunked. 0 only in files: the default of the device.
+  int64_t step_tokens_max = kStepTokensOfCpu;
   int64_t running_max = 64;            // sequences that hold pages
   int64_t queue_len_max = 1024;        // waiting requests
   int64_t queue_tokens_max = 8 << 20;  // prompt tokens of waiting requests
@@ -23,8 +27,10 @@ inline const std::vector<Field<EngineConfig>>& EngineFields() {
   static const std::vector<Field<EngineConfig>> kFields = {
       {"deterministic", "Temperature 0 gives bit-equal tokens alone or batched, whole or chunked.",
        &EngineConfig::deterministic},
-      {"step_tokens_max", "Tokens in one step; longer prompts are prefilled in chunks.",
-       &EngineConfig::step_tokens_max, 1, 1 << 20},
+      {"step_tokens_max",
+       "Tokens in one step; longer prompts are prefilled in chunks. 0: 2048 on a CPU, 8192 on a "
+       "GPU.",
+       &EngineConfig::step_tokens_max, 0, 1 << 20},
       {"running_max", "Sequences that run at the same time.", &EngineConfig::running_max, 1, 4096},
       {"queue_len_max", "Requests that may wait; one more is answered 503.",
        &EngineConfig::queue_len_max, 1, 1 << 20},

@@ -66,6 +66,7 @@ std::vector<Case> Cases(std::string_view kind) {
   Case probe = Pooled("vertical_slash", PrefillPool::kMean, PrefillSelectKind::kVerticalSlash);
   probe.path.estimate = EstimateKind::kProbe;
   probe.path.block_tokens = 64;
+  probe.path.cell_tokens = 4096;
   probe.head.pattern = {PatternKind::kVerticalSlash, 1000, 6096};
   cases.push_back(probe);
   probe.name = "flexprefill";
@@ -76,6 +77,17 @@ std::vector<Case> Cases(std::string_view kind) {
   probe.dials.probe_rows = 128;
   probe.dials.js_threshold = 0.1f;
   probe.dials.min_tokens = 1024;
+  cases.push_back(probe);
+  probe.name = "sampleattention";
+  probe.path.estimate = EstimateKind::kProbe;
+  probe.path.scope = ScopeKind::kRow;
+  probe.path.probe_place = ProbePlace::kTails;
+  probe.dials.probe_rows = 64;
+  probe.dials.probe_fraction = 0.05f;
+  probe.dials.min_tokens = 0;
+  probe.dials.local_tokens = 128;
+  probe.dials.local_fraction = 0.08;
+  probe.head.p = 0.95f;
   cases.push_back(probe);
   std::erase_if(cases,
                 [&](const Case& which) { return !std::string_view(which.name).starts_with(kind); });

@@ -10,20 +10,14 @@ constexpr float kNothing = 1e30f;  // an lse that leaves no probability
 
 }  // namespace
 
-std::vector<Span> ProbeRuns(const PrefillPath& path, const PrefillDials& dials, Span rows) {
-  const int64_t wanted = std::clamp(dials.probe_rows, 1, kPrefillCellTokens);
-  if (path.probe_place == ProbePlace::kLast) {
-    return {{std::max(rows.end - wanted, rows.first), rows.end}};
-  }
-  const int64_t cell = rows.first / kPrefillCellTokens * kPrefillCellTokens;
-  const double tails =
-      std::round(double{dials.probe_fraction} * kPrefillCellTokens / static_cast<double>(wanted));
-  const auto count =
-      std::clamp<int64_t>(static_cast<int64_t>(tails), 1, kPrefillCellTokens / wanted);
+std::vector<Span> ProbeSpans(const PrefillPath& path, const PrefillDials& dials, Span rows) {
+  const int64_t wanted = dials.probe_rows, cell_tokens = path.cell_tokens;
+  const int64_t cell = rows.first / cell_tokens * cell_tokens;
+  const int64_t count = ProbeRuns(path, dials);
   std::vector<Span> runs;
   for (int64_t i = 0; i < count; ++i) {
-    const int64_t begin = std::max(cell + i * kPrefillCellTokens / count, rows.first);
-    const int64_t end = std::min(cell + (i + 1) * kPrefillCellTokens / count, rows.end);
+    const int64_t begin = std::max(cell + i * cell_tokens / count, rows.first);
+    const int64_t end = std::min(cell + (i + 1) * cell_tokens / count, rows.end);
     if (begin < end) runs.push_back({std::max(end - wanted, begin), end});
   }
   return runs;
@@ -38,7 +32,7 @@ std::vector<QueryPanel> RangeProbe::MakePanels(const RangeSlice& slice) {
     head_owners_[static_cast<size_t>(head)] = static_cast<int64_t>(owners_.size()) / slice.cells();
     for (int64_t cell = 0; cell < slice.cells(); ++cell) {
       const std::vector<Span> runs =
-          ProbeRuns(slice.args.path, slice.dials(), slice.CellRows(cell));
+          ProbeSpans(slice.args.path, slice.dials(), slice.CellRows(cell));
       for (const Span& run : runs) {
         for (int64_t row = run.first; row < run.end; row += kFoldColumns) {
           panels.push_back({head, row,
@@ -59,7 +53,7 @@ Status RangeProbe::Run(const RangeSlice& slice, RangeProduct& product) {
   const auto owners = static_cast<int64_t>(owners_.size());
   LACUNA_RETURN_IF_ERROR(product.Prepare(slice, 1, std::move(panels)));
   keys_ = slice.rows.end;
-  partial_ = product.strip_rows() + kPrefillCellTokens + kFoldColumns;
+  partial_ = product.strip_rows() + slice.cell_tokens() + kFoldColumns;
   LACUNA_RETURN_IF_ERROR(max_.Fit(count * product.tiles() * kFoldColumns));
   LACUNA_RETURN_IF_ERROR(sums_.Fit(count * product.tiles() * kFoldColumns));
   LACUNA_RETURN_IF_ERROR(lse_.Fit(count * kFoldColumns));

@@ -15,7 +15,7 @@ namespace lacuna::kernels::cpu {
 
 // Rows of the probe of a cell whose rows are `rows`. kLast: its last probe_rows. kTails: the cell
 // is cut into as many runs as make the tails probe_fraction of it, each run's last probe_rows.
-std::vector<Span> ProbeRuns(const PrefillPath& path, const PrefillDials& dials, Span rows);
+std::vector<Span> ProbeSpans(const PrefillPath& path, const PrefillDials& dials, Span rows);
 
 class RangeProbe final {
  public:

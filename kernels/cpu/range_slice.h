@@ -48,11 +48,12 @@ struct RangeSlice final {
     return {std::max(begin, rows.first), std::min(begin + block(), rows.end)};
   }
 
-  int64_t first_cell() const { return rows.first / kPrefillCellTokens; }
-  int64_t cells() const { return CeilDiv(rows.end, kPrefillCellTokens) - first_cell(); }
+  int64_t cell_tokens() const { return args.path.cell_tokens; }
+  int64_t first_cell() const { return rows.first / cell_tokens(); }
+  int64_t cells() const { return CeilDiv(rows.end, cell_tokens()) - first_cell(); }
   Span CellRows(int64_t index) const {
-    const int64_t begin = (first_cell() + index) * kPrefillCellTokens;
-    return {std::max(begin, rows.first), std::min(begin + kPrefillCellTokens, rows.end)};
+    const int64_t begin = (first_cell() + index) * cell_tokens();
+    return {std::max(begin, rows.first), std::min(begin + cell_tokens(), rows.end)};
   }
 
   KeySource Keys() const {

@@ -92,8 +92,8 @@ void AddBlocks(const RangeSlice& slice, const SelectRangesScratch& scratch, int6
 
 void AddCells(const RangeSlice& slice, const SelectRangesScratch& scratch, int64_t q_head,
               Span tile, GroupMap* map) {
-  for (int64_t cell = tile.first / kPrefillCellTokens; cell * kPrefillCellTokens < tile.end;
-       ++cell) {
+  const int64_t cell_tokens = slice.cell_tokens();
+  for (int64_t cell = tile.first / cell_tokens; cell * cell_tokens < tile.end; ++cell) {
     const SelectRangesScratch::CellChoice& choice =
         scratch.cells[static_cast<size_t>(q_head * slice.cells() + cell - slice.first_cell())];
     map->AddGroups(choice.groups);

@@ -10,8 +10,7 @@
 namespace lacuna::kernels::cpu {
 namespace {
 
-constexpr int64_t kSliceTokens = 2048;
-static_assert(kSliceTokens % kPrefillCellTokens == 0);
+constexpr int64_t kSliceTokens = 2048;  // or a cell
 
 HeadMode ModeOf(const SelectRangesArgs& args, int64_t q_head, const StaticShape& shape) {
   if (shape.window_tokens > 0) return HeadMode::kDense;
@@ -260,7 +259,7 @@ class SliceSelector final {
     PoolBlocks(scratch_.probe.Columns(slice_, q_head, cell), &probed);
     float query[kHeadDimMax], mean[kHeadDimMax] = {};
     int64_t count = 0;
-    for (const Span& run : ProbeRuns(path(), dials(), slice_.CellRows(cell))) {
+    for (const Span& run : ProbeSpans(path(), dials(), slice_.CellRows(cell))) {
       for (int64_t position = run.first; position < run.end; ++position, ++count) {
         LoadQuery(slice_, position, q_head, query);
         for (int64_t i = 0; i < slice_.args.pool.head_dim; ++i) mean[i] += query[i];
@@ -325,8 +324,9 @@ Status SelectRangesCpu(const SelectRangesArgs& args, Isa isa, ThreadPool& pool,
     const int64_t end = begin + args.chunks[chunk].chunk.rows;
     // Tiles of a chunk off the grid of tiles lie across cells: it goes as one.
     const bool aligned = begin % KeyRanges::kQueryTileTokens == 0;
+    const int64_t slice_tokens = std::max<int64_t>(kSliceTokens, args.path.cell_tokens);
     for (int64_t first = begin; first < end;) {
-      const int64_t next = aligned ? std::min((first / kSliceTokens + 1) * kSliceTokens, end) : end;
+      const int64_t next = aligned ? std::min((first / slice_tokens + 1) * slice_tokens, end) : end;
       RangeSlice slice{args, isa, pool, chunk, {first, next}, {}};
       LACUNA_RETURN_IF_ERROR(RunSlice(slice, scratch));
       first = next;

@@ -12,7 +12,7 @@ namespace {
 constexpr int kRowThreads = 128;
 constexpr int kMapThreads = 1024;
 constexpr int kCellThreads = 1024;
-constexpr int kCellBlocksMax = kPrefillCellTokens / 64;
+constexpr int kCellBlocksMax = kCellTokensMax / 64;
 
 struct ScoredItem final {
   float score = 0.0f;
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kRowThreads)
   LetNextStart();
   WaitForPrevious();
   const int row = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
-  const int cell = BlockRows(work, row).first / kPrefillCellTokens - work.first_cell();
+  const int cell = BlockRows(work, row).first / work.path.cell_tokens - work.first_cell();
   if (!ReadsBlocks(work, head, cell)) return;
   const int units = work.first_block() + row + 1;
   const ChoiceRule rule = RuleOfRow(work, work.QHead(head), row);

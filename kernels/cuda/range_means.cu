@@ -1,8 +1,8 @@
 // Block maps of pooled queries and keys for SelectRanges: means of blocks, their products, softmax.
 // With bands, one map for each band of rotary frequencies (Prism, Wang et al. 2026).
 //
-// A block of threads makes the rows of one cell of one head, so that it reads the key means once
-// for all of them. Sums are made in an order that depends on absolute positions only.
+// A block of threads makes up to 16 rows of one cell of one head, so that it reads the key means
+// once for all of them. Sums are made in an order that depends on absolute positions only.
 #include <cstdint>
 
 #include "kernels/core/checked_math.h"
@@ -18,7 +18,8 @@ namespace {
 constexpr int kMeanThreads = 256;
 constexpr int kMapThreads = 1024;
 constexpr int kDimMax = 256;
-constexpr int kCellBlocksMax = kPrefillCellTokens / 64;
+constexpr int kMapTokens = kCellTokensMin;  // rows of a block of threads: cells are multiples
+constexpr int kMapRowsMax = kMapTokens / 64;
 
 // Whether a head chooses blocks of rows by their means.
 __device__ bool NeedsMap(const RangeWork& work, int head) {
@@ -127,7 +128,7 @@ __device__ double BlockSum(double value, double* scratch) {
   return sum;
 }
 
-// Root mean square of a head's queries in the cell, times that of all keys up to the cell's end.
+// Root mean square of a cell's block means of queries, times that of all keys up to its end.
 __device__ double Energy(const RangeWork& work, const float* queries, int rows, const float* keys,
                          int blocks, const Band& band, double* scratch) {
   double query_sum = 0.0, key_sum = 0.0;
@@ -187,29 +188,31 @@ __device__ void MapRows(const RangeWork& work, const float* queries, int from, i
 
 __global__ void __launch_bounds__(kMapThreads)
     MeanMapKernel(const __grid_constant__ RangeWork work) {
-  __shared__ float queries[kCellBlocksMax * kDimMax];
+  __shared__ float queries[kMapRowsMax * kDimMax];
   __shared__ double scratch[kMapThreads / 32];
   LetNextStart();
   WaitForPrevious();
-  const int cell = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
+  const int head = static_cast<int>(blockIdx.y);
   if (!NeedsMap(work, head)) return;
-  const RangeSpan span = CellRows(work, cell);
+  const RangeSpan span = UnitRows(work, static_cast<int>(blockIdx.x), kMapTokens);
   const int size = work.path.block_tokens;
   const int first = span.first / size;
   const int rows = (span.end - 1) / size + 1 - first;
-  const float* from = work.mean_queries +
-                      (int64_t{head} * work.blocks + first - work.first_block()) * work.head_dim;
-  for (int i = static_cast<int>(threadIdx.x); i < kCellBlocksMax * work.head_dim;
-       i += kMapThreads) {
-    queries[i] = i < rows * work.head_dim ? from[i] : 0.0f;
+  const float* means =
+      work.mean_queries + (int64_t{head} * work.blocks - work.first_block()) * work.head_dim;
+  for (int i = static_cast<int>(threadIdx.x); i < kMapRowsMax * work.head_dim; i += kMapThreads) {
+    queries[i] = i < rows * work.head_dim ? means[int64_t{first} * work.head_dim + i] : 0.0f;
   }
   __syncthreads();
+  const RangeSpan cell = CellRows(work, span.first / work.path.cell_tokens - work.first_cell());
+  const int cell_first = cell.first / size, cell_blocks = (cell.end - 1) / size + 1;
   const float* keys =
       work.mean_keys + int64_t{head / work.members} * work.head_dim * work.key_blocks;
   for (int map = 0; map < (work.bands() ? 2 : 1); ++map) {
     const Band band = BandOf(work, map);
     const int blocks = first + rows;
-    const float scale = ScaleOf(work, queries, rows, keys, blocks, band, scratch);
+    const float scale = ScaleOf(work, means + int64_t{cell_first} * work.head_dim,
+                                cell_blocks - cell_first, keys, cell_blocks, band, scratch);
     float* scores = work.scores + ((int64_t{map} * work.head_count() + head) * work.blocks + first -
                                    work.first_block()) *
                                       work.key_blocks;
@@ -239,7 +242,8 @@ Status RangeMeanMap(const RangeWork& work, DType dtype, cudaStream_t stream) {
                   dim3(static_cast<unsigned>(work.blocks), heads), dim3(kMeanThreads), 0, stream,
                   work);
   }));
-  return Launch(MeanMapKernel, dim3(static_cast<unsigned>(work.cells), heads), dim3(kMapThreads), 0,
+  const int parts = (work.end - 1) / kMapTokens + 1 - work.first / kMapTokens;
+  return Launch(MeanMapKernel, dim3(static_cast<unsigned>(parts), heads), dim3(kMapThreads), 0,
                 stream, work);
 }
 

@@ -5,9 +5,11 @@
 
 #include <cuda_runtime.h>
 
+#include "kernels/ops/range_limits.h"
+
 namespace lacuna::kernels::cuda {
 
-inline constexpr int kRangePieceRows = 64;   // rows of a probe that lie one after another
+inline constexpr int kRangePieceRows = kProbePieceRows;  // that lie one after another
 inline constexpr int kRangeChunkKeys = 256;  // keys that are packed in an order of their own
 
 // Packed row `n` of a piece holds its row PieceRow(n), so that the lane that has columns

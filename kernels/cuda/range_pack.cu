@@ -72,14 +72,14 @@ __global__ void __launch_bounds__(kThreads) PackKeysKernel(const __grid_constant
 // of each of `runs` equal parts.
 __device__ int ProbePosition(const RangeWork& work, int row) {
   const int cell_rows = work.product.runs * work.product.run_rows;
-  const int wanted = min(max(work.dials.probe_rows, 1), kPrefillCellTokens);
+  const int wanted = work.dials.probe_rows, tokens = work.path.cell_tokens;
   const RangeSpan rows = CellRows(work, row / cell_rows);
   const int run = row % cell_rows / work.product.run_rows;
   int begin = rows.first, end = rows.end;
   if (work.path.probe_place == ProbePlace::kTails) {
-    const int cell = rows.first / kPrefillCellTokens * kPrefillCellTokens;
-    begin = max(begin, cell + run * kPrefillCellTokens / work.product.runs);
-    end = min(end, cell + (run + 1) * kPrefillCellTokens / work.product.runs);
+    const int cell = rows.first / tokens * tokens;
+    begin = max(begin, cell + run * tokens / work.product.runs);
+    end = min(end, cell + (run + 1) * tokens / work.product.runs);
   }
   const int position = max(end - wanted, begin) + row % work.product.run_rows;
   return position < end ? position : -1;

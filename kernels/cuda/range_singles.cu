@@ -21,7 +21,7 @@ constexpr int kUnroll = 8;          // sums of a thread that it reads at once
 constexpr int kGroups = 16;         // of a thread
 constexpr int kCandidates = 11776;  // 92 KB with their ids: sm_86 has 99 KB
 constexpr int kSharedBytes = kCandidates * 8;
-constexpr int kPiecesMax = kPrefillCellTokens / kRangePieceRows;
+constexpr int kPiecesMax = kProbeRowsMax / kRangePieceRows;
 static_assert(kGroups * kThreads <= 2 * kCandidates);
 
 struct Shared final {

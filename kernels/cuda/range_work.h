@@ -2,9 +2,9 @@
 // where their scratch lies. Passed to them by value; select_ranges.cc fills it in.
 //
 // Words: a chunk's query heads go in slices (a few kv heads, or some members of one's group), the
-// rows of a chunk in slices of whole cells of 1024 positions. Heads are counted within the slice:
-// head = kv head in the slice * members + member. Query blocks and cells of what is chosen are
-// counted from the chunk's first, those of scores from the slice's first.
+// rows of a chunk in slices of whole cells (PrefillPath::cell_tokens). Heads are counted within the
+// slice: head = kv head in the slice * members + member. Query blocks and cells of what is chosen
+// are counted from the chunk's first, those of scores from the slice's first.
 //
 // The product (range_scores.cu) is of packed rows. With stride S, row R stands for the positions
 // [R * S, (R + 1) * S) in reverse and key row J for [J * S, ...) in order, so that their product
@@ -111,13 +111,13 @@ struct RangeWork final {
     return (first_kv + head / members) * group + first_member + head % members;
   }
   __host__ __device__ int32_t first_block() const { return first / path.block_tokens; }
-  __host__ __device__ int32_t first_cell() const { return first / kPrefillCellTokens; }
+  __host__ __device__ int32_t first_cell() const { return first / path.cell_tokens; }
   // Of the slice's first block and cell, counted from the chunk's.
   __host__ __device__ int32_t BlockOffset() const {
     return first_block() - chunk.first_position / path.block_tokens;
   }
   __host__ __device__ int32_t CellOffset() const {
-    return first_cell() - chunk.first_position / kPrefillCellTokens;
+    return first_cell() - chunk.first_position / path.cell_tokens;
   }
   __host__ __device__ bool bands() const {
     return path.pool == PrefillPool::kBands && path.estimate == EstimateKind::kPooled;
@@ -150,7 +150,7 @@ __device__ inline RangeSpan BlockRows(const RangeWork& work, int index) {
   return UnitRows(work, index, work.path.block_tokens);
 }
 __device__ inline RangeSpan CellRows(const RangeWork& work, int index) {
-  return UnitRows(work, index, kPrefillCellTokens);
+  return UnitRows(work, index, work.path.cell_tokens);
 }
 
 // Newest tokens that a query at `position` sees in any case.

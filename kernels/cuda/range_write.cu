@@ -103,10 +103,10 @@ class TileWords final {
 
   __device__ uint32_t OfCells(int word) const {
     uint32_t marks = 0;
-    for (int cell = tile_.first / kPrefillCellTokens; cell * kPrefillCellTokens < tile_.end;
-         ++cell) {
-      const int64_t at = int64_t{head_} * work_.chunk_cells + cell -
-                         work_.chunk.first_position / kPrefillCellTokens;
+    const int tokens = work_.path.cell_tokens;
+    for (int cell = tile_.first / tokens; cell * tokens < tile_.end; ++cell) {
+      const int64_t at =
+          int64_t{head_} * work_.chunk_cells + cell - work_.chunk.first_position / tokens;
       const uint32_t* columns = work_.columns + at * work_.unit_words;
       const uint32_t* distances = work_.distances + at * work_.unit_words;
       if (work_.unit == 1) {

@@ -20,23 +20,11 @@ constexpr int64_t kAlignment = 1024;
 
 int32_t Int(int64_t value) { return static_cast<int32_t>(value); }
 
-bool Probes(const PrefillPath& path) {
-  return path.estimate == EstimateKind::kProbe || path.estimate == EstimateKind::kProbePooled;
-}
 // Of kVerticalSlash some heads may read the best blocks of each row.
 bool Means(const RangeWork& work) {
   return work.path.estimate == EstimateKind::kProbePooled ||
          work.path.select == PrefillSelectKind::kVerticalSlash ||
          (work.path.estimate == EstimateKind::kPooled && !work.antidiagonal());
-}
-
-// Runs of a cell's probe: one, or as many tails as make probe_fraction of the cell.
-int32_t ProbeRuns(const PrefillPath& path, const PrefillDials& dials) {
-  if (path.probe_place == ProbePlace::kLast) return 1;
-  const int64_t wanted = std::clamp(dials.probe_rows, 1, kPrefillCellTokens);
-  const double tails =
-      std::round(double{dials.probe_fraction} * kPrefillCellTokens / static_cast<double>(wanted));
-  return Int(std::clamp<int64_t>(static_cast<int64_t>(tails), 1, kPrefillCellTokens / wanted));
 }
 
 int32_t DenseFrom(const RangeChunk& part, PrefillCorrectKind correct) {
@@ -68,19 +56,21 @@ void SetKeys(RangeWork* work, int64_t keys) {
   product.sum_shift = std::countr_zero(static_cast<uint32_t>(block / product.stride));
   work->sums_stride = product.key_tiles << (7 - product.sum_shift);
   work->keys_stride = product.key_tiles * kRangeTileRows;
-  product.runs = ProbeRuns(work->path, work->dials);
-  product.run_rows = std::clamp(work->dials.probe_rows, 1, kPrefillCellTokens);
+  product.runs = Int(ProbeRuns(work->path, work->dials));
+  product.run_rows = work->dials.probe_rows;
   if (work->spreads()) product.run_rows = Int(RoundUp(product.run_rows, kRangePieceRows));
   const int64_t first = work->chunk.first_position;
   work->chunk_blocks = Int(CeilDiv(keys, block) - first / block);
-  work->chunk_cells = Int(CeilDiv(keys, kPrefillCellTokens) - first / kPrefillCellTokens);
+  const int64_t cell = work->path.cell_tokens;
+  work->chunk_cells = Int(CeilDiv(keys, cell) - first / cell);
 }
 
 void SetRows(RangeWork* work, int64_t first, int64_t end) {
   work->first = Int(first);
   work->end = Int(end);
   work->blocks = Int(CeilDiv(end, work->path.block_tokens) - first / work->path.block_tokens);
-  work->cells = Int(CeilDiv(end, kPrefillCellTokens) - first / kPrefillCellTokens);
+  const int64_t cell = work->path.cell_tokens;
+  work->cells = Int(CeilDiv(end, cell) - first / cell);
   RangeProduct& product = work->product;
   product.first_row = Int(first / product.stride);
   product.rows = work->antidiagonal() ? Int(CeilDiv(end, product.stride)) - product.first_row
@@ -158,10 +148,10 @@ struct SliceSize final {
 };
 // The largest slice of rows: whole cells, or the whole chunk.
 void SetLargestRows(const SliceSize& size, RangeWork* work) {
-  const int64_t cell = work->chunk.first_position / kPrefillCellTokens;
+  const int64_t tokens = work->path.cell_tokens, cell = work->chunk.first_position / tokens;
   const bool whole = size.cells >= work->chunk_cells;
-  const int64_t end = (cell + std::min(size.cells, work->chunk_cells)) * kPrefillCellTokens;
-  SetRows(work, whole ? work->chunk.first_position : cell * kPrefillCellTokens, end);
+  const int64_t end = (cell + std::min(size.cells, work->chunk_cells)) * tokens;
+  SetRows(work, whole ? work->chunk.first_position : cell * tokens, end);
 }
 
 int64_t BytesOf(RangeWork work, const SliceSize& size, int64_t element_bytes) {
@@ -221,8 +211,8 @@ Status RunHeads(RangeWork work, const SliceSize& size, DType dtype, const Device
   if (Means(work)) LACUNA_RETURN_IF_ERROR(RangeMeanKeys(work, dtype, stream));
   if (work.packed_keys != nullptr) LACUNA_RETURN_IF_ERROR(PackRangeKeys(work, dtype, stream));
   for (int64_t first = work.chunk.first_position; first < work.keys;) {
-    const int64_t cell = first / kPrefillCellTokens;
-    const int64_t end = std::min<int64_t>((cell + size.cells) * kPrefillCellTokens, work.keys);
+    const int64_t cell = work.path.cell_tokens;
+    const int64_t end = std::min<int64_t>((first / cell + size.cells) * cell, work.keys);
     SetRows(&work, first, end);
     LACUNA_RETURN_IF_ERROR(RunRows(work, dtype, traits, stream));
     first = end;
@@ -270,7 +260,7 @@ Status RunChunk(const SelectRangesArgs& args, size_t index, const DeviceTraits& 
     return WriteRanges(work, stream);
   }
   // Cells whose rows all attend densely are not estimated.
-  SetKeys(&work, std::min(end, RoundUp(work.dense_from, kPrefillCellTokens)));
+  SetKeys(&work, std::min(end, RoundUp(work.dense_from, int64_t{work.path.cell_tokens})));
   const DType dtype = args.q.dtype();
   const auto element_bytes = static_cast<int64_t>(DTypeBytes(dtype));
   LACUNA_ASSIGN_OR_RETURN(const SliceSize size, ChooseSlice(work, element_bytes, workspace.bytes));
@@ -296,7 +286,7 @@ RangeWork LastChunk(const PrefillPath& path, const PrefillDials& dials, int64_t 
   work.dials = dials;
   work.head_dim = Int(head_dim);
   // A cell more than fits: chunks need not begin with a cell.
-  const int64_t rows = std::min(step_tokens + kPrefillCellTokens, context_tokens);
+  const int64_t rows = std::min(step_tokens + path.cell_tokens, context_tokens);
   work.chunk = {0, Int(rows), Int(context_tokens - rows)};
   SetKeys(&work, context_tokens);
   return work;
@@ -323,7 +313,10 @@ void ForKinds(bool every, Fn&& fn) {
   path.estimate = EstimateKind::kProbe;
   path.pool = PrefillPool::kMean;
   path.select = PrefillSelectKind::kVerticalSlash;
-  if (every) dials.probe_rows = kPrefillCellTokens;
+  if (every) {
+    path.cell_tokens = kCellTokensMax;
+    dials.probe_rows = kProbeRowsMax;
+  }
   fn(path, dials);
   path.estimate = EstimateKind::kProbePooled;
   path.select = PrefillSelectKind::kCover;

@@ -1,3 +1,4 @@
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <string>
@@ -40,13 +41,18 @@ void CheckPath(Checker& check, const PrefillPath& path) {
                 "path", "stride_tokens that divide block_tokens");
   check.Require(path.estimate != EstimateKind::kProbePooled || path.pool == PrefillPool::kMean,
                 "path", "the pool mean beside a probe");
+  check.Require(path.cell_tokens >= kCellTokensMin && path.cell_tokens <= kCellTokensMax &&
+                    std::has_single_bit(static_cast<uint32_t>(path.cell_tokens)) &&
+                    (Probes(path) || path.cell_tokens == kCellTokensMin),
+                "path", "cell_tokens 1024, or of a probe 1024, 2048, 4096 or 8192");
 }
 
 bool IsShare(double value) { return value >= 0 && value <= 1; }
 
-void CheckDials(Checker& check, const PrefillDials& dials) {
+void CheckDials(Checker& check, const PrefillPath& path, const PrefillDials& dials) {
   check.Require(dials.probe_rows > 0 && IsShare(double{dials.probe_fraction}), "dials",
                 "probe_rows of at least 1, probe_fraction from 0 to 1");
+  check.Require(ProbeFits(path, dials), "dials", "probes of at most 1024 rows of a cell");
   check.Require(IsShare(dials.fraction) && IsShare(dials.local_fraction), "dials",
                 "shares from 0 to 1");
   check.Require(dials.budget_tokens >= 0 && dials.min_tokens >= 0 && dials.max_tokens >= 0 &&
@@ -71,7 +77,7 @@ void CheckRangeChunks(Checker& check, const SelectRangesArgs& args) {
   int64_t context = 0, rows = 0;
   for (const RangeChunk& part : args.chunks) {
     CheckChunks(check, {&part.chunk, 1}, args.q.dim(0));
-    CheckDials(check, part.dials);
+    CheckDials(check, args.path, part.dials);
     if (!check.ok()) return;
     const int64_t end = int64_t{part.chunk.first_position} + part.chunk.rows;
     check.Require(part.prompt_tokens >= end, "chunks", "prompt_tokens that reach its end");

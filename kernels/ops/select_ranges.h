@@ -4,7 +4,7 @@
 // Blocks, tiles and probes count absolute positions: the chunk [first, first + rows) of a prompt
 // gets what the same rows would get from any other cut at multiples of PrefillGrainTokens
 // (range_limits.h). The choice of a block of queries knows the keys up to the block's end; that of
-// a probe or a map, those up to the end of its cell of 1024 rows. Words: docs/profiles.md.
+// a probe or a map, those up to the end of its cell of cell_tokens rows. Words: docs/profiles.md.
 #pragma once
 
 #include <cstdint>
@@ -29,6 +29,7 @@ struct PrefillPath final {
   PrefillCorrectKind correct = PrefillCorrectKind::kNone;
   int32_t block_tokens = 128;
   int32_t stride_tokens = 16;
+  int32_t cell_tokens = 1024;  // rows that share a probe, a map or a measure of energies
   bool operator==(const PrefillPath&) const = default;
 };
 

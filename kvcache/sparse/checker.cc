@@ -4,7 +4,10 @@
 #include "kvcache/sparse/checker.h"
 
 #include <algorithm>
+#include <bit>
 #include <initializer_list>
+
+#include "kernels/ops/range_limits.h"
 
 namespace lacuna::kvcache {
 namespace {
@@ -92,6 +95,19 @@ void CheckPrefillSelect(Rules& r) {
          "0 or at least min_tokens (" + std::to_string(select.min_tokens) + ")");
 }
 
+// A probe has room for 1024 rows of a cell, runs of them rounded up to 64.
+void CheckProbe(Rules& r) {
+  const PrefillEstimateOptions& estimate = r.p.prefill_estimate;
+  const kernels::PrefillPath path{.probe_place = estimate.probe_place == "tails"
+                                                     ? kernels::ProbePlace::kTails
+                                                     : kernels::ProbePlace::kLast,
+                                  .cell_tokens = static_cast<int32_t>(estimate.cell_tokens)};
+  const kernels::PrefillDials dials{.probe_rows = static_cast<int32_t>(estimate.probe_rows),
+                                    .probe_fraction = static_cast<float>(estimate.probe_fraction)};
+  r.Need(kernels::ProbeFits(path, dials), "prefill.estimate.probe_fraction",
+         estimate.probe_fraction, "tails of at most 1024 rows of a cell, each rounded up to 64");
+}
+
 void CheckPrefill(Rules& r) {
   const PrefillEstimateOptions& estimate = r.p.prefill_estimate;
   const PrefillForceOptions& force = r.p.prefill_force;
@@ -104,6 +120,12 @@ void CheckPrefill(Rules& r) {
            estimate.stride_tokens,
            "a divisor of block_tokens (" + std::to_string(estimate.block_tokens) + ")");
   }
+  const bool probes = estimate.kind == "probe" || estimate.kind == "probe_pooled";
+  r.Need(estimate.cell_tokens == 1024 ||
+             (probes && std::has_single_bit(static_cast<uint64_t>(estimate.cell_tokens))),
+         "prefill.estimate.cell_tokens", estimate.cell_tokens,
+         probes ? "1024, 2048, 4096 or 8192" : "1024: only probes have other cells");
+  if (probes) CheckProbe(r);
   if (r.p.sparse_prefill()) {
     r.Need(force.local_tokens > 0, "prefill.force.local_tokens", force.local_tokens,
            "at least 1: a query that sees no key has no softmax");

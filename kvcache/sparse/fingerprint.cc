@@ -10,7 +10,7 @@ namespace lacuna::kvcache {
 namespace {
 
 // Raised when the meaning of a field changes: pages of older meaning must not be found.
-constexpr uint64_t kVersion = 1;
+constexpr uint64_t kVersion = 2;
 
 // Each value is mixed in. Not for values that a caller could choose in order to collide: profiles
 // are the operator's, and dials have few values.
@@ -48,7 +48,7 @@ void AddPrefill(const SparsePlan& plan, Fingerprint& f) {
   const PrefillPath& p = plan.prefill;
   const PrefillDials& d = plan.prefill_dials;
   f.Add(p.estimate, p.probe_place, p.pool, p.select, p.scope, p.inclusive, p.correct,
-        p.block_tokens, p.stride_tokens);
+        p.block_tokens, p.stride_tokens, p.cell_tokens);
   f.Add(d.dense_below_tokens, d.probe_rows, d.probe_fraction, d.low_channels, d.high_channels,
         d.js_threshold, d.budget_tokens, d.fraction, d.min_tokens, d.max_tokens, d.sink_tokens,
         d.local_tokens, d.local_fraction, d.last_rows, d.correct_stride_rows, d.correct_last_rows);
@@ -130,7 +130,7 @@ uint64_t PathFingerprint(const SparsePlan& plan) {
   for (const float threshold : plan.thresholds) f.Add(threshold);
   const PrefillPath& p = plan.prefill;
   f.Add(p.estimate, p.probe_place, p.pool, p.select, p.scope, p.inclusive, p.correct,
-        p.block_tokens, p.stride_tokens);
+        p.block_tokens, p.stride_tokens, p.cell_tokens);
   for (const PrefillHead& one : plan.prefill_heads) {
     f.Add(one.pattern.kind, one.pattern.a, one.pattern.b, one.p);
   }

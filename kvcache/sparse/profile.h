@@ -40,6 +40,7 @@ struct PrefillEstimateOptions final {
   double probe_fraction = 0.05;
   std::string pool = "mean";
   int64_t stride_tokens = 16;
+  int64_t cell_tokens = 1024;
   double low_band_fraction = 0.75;
   double high_band_fraction = 0.5;
   double js_threshold = 0.1;

@@ -71,10 +71,16 @@ const Fields<PrefillEstimateOptions>& PrefillEstimateFields() {
        "probe_pooled: probe, and pooled too where the two disagree less than js_threshold.",
        &O::kind, 1, 16, kEstimateChoices},
       {"block_tokens", "Edge of a block of the map: 64 or 128.", &O::block_tokens, 64, 128},
-      {"probe_place", "Rows of the probe: the last of each 1024, or tails in them.",
-       &O::probe_place, 1, 16, kProbePlaceChoices},
+      {"probe_place", "Rows of the probe: the last of each cell, or tails in it.", &O::probe_place,
+       1, 16, kProbePlaceChoices},
       {"probe_rows", "Rows of the probe (last), or of one tail (tails).", &O::probe_rows, 1, 1024},
       {"probe_fraction", "Share of all rows that tails take.", &O::probe_fraction, 0.001, 1},
+      {"cell_tokens",
+       "Rows of a cell, which share a probe: 1024, 2048, 4096 or 8192. The prompt is computed in "
+       "chunks of whole cells; where engine.step_tokens_max is less, cells are the largest of "
+       "these "
+       "that a step holds.",
+       &O::cell_tokens, 1024, 8192},
       {"pool",
        "How a block is compressed. mean: its mean; antidiagonal: sums of logits along "
        "antidiagonals of stride_tokens; bands: means scored apart in the low and the high rotary "
@@ -113,8 +119,8 @@ const Fields<PrefillSelectOptions>& PrefillSelectFields() {
       {"p_from", "artefact: p of each query head from prefill_p.", &O::p_from, 1, 16, kFromChoices},
       {"inclusive", "top_p keeps the block that makes the mass reach p; the best is always kept.",
        &O::inclusive},
-      {"scope", "top_p over each row of blocks, or over the map of 1024 rows at once.", &O::scope,
-       1, 8, kScopeChoices},
+      {"scope", "top_p over each row of blocks, or over the map of a cell at once.", &O::scope, 1,
+       8, kScopeChoices},
       {"min_tokens", "Least that cover keeps of columns and of diagonals, and top_p of a row.",
        &O::min_tokens, 0, kTokensMax},
       {"max_tokens", "Most of the same; 0: no limit.", &O::max_tokens, 0, kTokensMax},

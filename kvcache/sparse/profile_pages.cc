@@ -119,8 +119,10 @@ void AppendRules(std::string& out) {
       "Forced columns, diagonals and blocks come first in every order and count: against sizes, "
       "budgets and mass. Equal scores: the older column or block, the nearer diagonal first. A "
       "probe, "
-      "a map and the energies of bands belong to 1024 rows, counted from the start too, so that "
-      "cuts into chunks change nothing. cover counts whole blocks of columns and of distances. No "
+      "a map and the energies of bands belong to a cell of rows (cell_tokens), counted from the "
+      "start "
+      "too, so that cuts into chunks change nothing. cover counts whole blocks of columns and of "
+      "distances. No "
       "query sees a key after its own.\n\n";
 }
 

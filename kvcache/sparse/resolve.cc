@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "kernels/ops/range_limits.h"
 #include "kvcache/sparse/fingerprint.h"
 
 namespace lacuna::kvcache {
@@ -285,6 +286,7 @@ class Resolver final {
     path.correct = KindOf<PrefillCorrectKind>(kPrefillCorrectChoices, p_.prefill_correct.kind);
     path.block_tokens = static_cast<int32_t>(estimate.block_tokens);
     path.stride_tokens = static_cast<int32_t>(estimate.stride_tokens);
+    path.cell_tokens = static_cast<int32_t>(estimate.cell_tokens);
     FillPrefillDials();
     FillPrefillHeads();
     const bool probes =
@@ -357,6 +359,12 @@ std::vector<ArtefactKind> NeededArtefacts(const SparseProfile& p) {
   if (p.prefill_select.p_from == "artefact") kinds.push_back(ArtefactKind::kPrefillP);
   if (p.decode_select.threshold_from == "artefact") kinds.push_back(ArtefactKind::kThresholds);
   return kinds;
+}
+
+SparseProfile FitStep(SparseProfile profile, int64_t step_tokens_max) {
+  int64_t& cell = profile.prefill_estimate.cell_tokens;
+  while (cell > kernels::kCellTokensMin && cell > step_tokens_max) cell /= 2;
+  return profile;
 }
 
 ResolvedPlan ResolvePlan(const SparseProfile& profile, const AttentionShape& shape,

@@ -40,6 +40,10 @@ DialedProfile ApplyDials(const SparseProfile& profile, std::span<const DialValue
 // The tables that resolving this profile reads.
 std::vector<ArtefactKind> NeededArtefacts(const SparseProfile& profile);
 
+// The profile as steps of this many tokens can compute it: its cells are halved, down to 1024,
+// until a step holds one.
+SparseProfile FitStep(SparseProfile profile, int64_t step_tokens_max);
+
 struct ResolvedPlan final {
   std::shared_ptr<const SparsePlan> plan;  // null when there are errors
   std::vector<std::string> errors;         // "PROFILE: KEY: got X, need Y"

@@ -54,7 +54,8 @@ Result<BenchPlan> MakeBenchPlan(const BenchOfflineOptions& options,
   LACUNA_ASSIGN_OR_RETURN(const kvcache::SparseProfile* const profile,
                           loaded.set.Get(options.sparse_profile));
   LACUNA_ASSIGN_OR_RETURN(const std::vector<kvcache::DialValue> dials, ParseDials(options.dials));
-  const kvcache::DialedProfile dialed = kvcache::ApplyDials(*profile, dials);
+  const kvcache::DialedProfile dialed =
+      kvcache::ApplyDials(kvcache::FitStep(*profile, options.step_tokens), dials);
   if (!dialed.errors.empty()) return InvalidArgument(dialed.errors.front());
   const kvcache::AttentionShape shape = AttentionShapeOf(config, page_tokens);
   LACUNA_ASSIGN_OR_RETURN(const std::optional<ArtefactText> text, ArtefactsOf(options));

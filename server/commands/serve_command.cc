@@ -163,20 +163,33 @@ Result<OpenedModel> OpenModel(const ModelOptions& model, int64_t context_tokens,
   return opened;
 }
 
-Result<std::unique_ptr<SparseService>> MakeSparse(const ServerConfig& config, OpenedModel& model,
+Result<std::unique_ptr<SparseService>> MakeSparse(const ServerConfig& config,
+                                                  int64_t step_tokens_max, OpenedModel& model,
                                                   const kernels::Backend& backend) {
   return MakeSparseService(config.sparse,
                            {.shape = AttentionShapeOf(model.shape, config.kv.page_tokens),
                             .artefacts = std::move(model.artefacts),
                             .has_sparse_ops = backend.has_sparse_ops(),
                             .backend = std::string(backend.name()),
-                            .kv_element_bytes = config.device.precision == "fp32" ? 4 : 2});
+                            .kv_element_bytes = config.device.precision == "fp32" ? 4 : 2,
+                            .step_tokens_max = step_tokens_max});
 }
 
 int ExitCodeOf(const Status& status) {
   const bool device =
       status.code() == StatusCode::kExhausted || status.code() == StatusCode::kUnavailable;
   return device ? kExitDevice : kExitModel;
+}
+
+// The engine's options as the device has them. More sequences than a CPU's default step holds make
+// it longer.
+engine::EngineConfig EngineOptions(const ServerConfig& config, kernels::Backend& backend) {
+  engine::EngineConfig engine = config.engine;
+  if (engine.step_tokens_max > 0) return engine;
+  const bool cpu = backend.device().kind() == kernels::DeviceKind::kCpu;
+  engine.step_tokens_max =
+      std::max(cpu ? engine::kStepTokensOfCpu : engine::kStepTokensOfDevice, engine.running_max);
+  return engine;
 }
 
 // 0, or the exit code; the line was told.
@@ -193,7 +206,8 @@ int Load(const ServerConfig& config, const ServeOptions& options, Stack& stack, 
   if (!model.ok()) return fail(kExitModel, model.status());
   auto backend = BackendFrom(config);
   if (!backend.ok()) return fail(ExitCodeOf(backend.status()), backend.status());
-  auto sparse = MakeSparse(config, *model, **backend);
+  const engine::EngineConfig engine = EngineOptions(config, **backend);
+  auto sparse = MakeSparse(config, engine.step_tokens_max, *model, **backend);
   if (!sparse.ok()) {
     err << (options.config.empty() ? "defaults" : options.config) << ": "
         << sparse.status().message() << std::endl;
@@ -204,7 +218,7 @@ int Load(const ServerConfig& config, const ServeOptions& options, Stack& stack, 
     return model->load(device, stack.sparse->residency().get());
   };
   auto assembly = engine::Assemble(std::move(*backend), load,
-                                   {.engine = config.engine,
+                                   {.engine = engine,
                                     .kv = config.kv,
                                     .plans = stack.sparse->plans(),
                                     .residency = stack.sparse->residency(),

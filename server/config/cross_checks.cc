@@ -40,8 +40,10 @@ void CheckEngine(const ServerConfig& config, ConfigErrors& errors) {
     errors.Add("kv.page_tokens", std::to_string(config.kv.page_tokens), "16 or 64");
   }
   // Else running sequences could not all decode in one step.
-  NeedAtLeast("engine.step_tokens_max", engine.step_tokens_max, "engine.running_max",
-              engine.running_max, errors);
+  if (engine.step_tokens_max > 0) {
+    NeedAtLeast("engine.step_tokens_max", engine.step_tokens_max, "engine.running_max",
+                engine.running_max, errors);
+  }
   // Else the longest prompt could never be queued.
   NeedAtLeast("engine.queue_tokens_max", engine.queue_tokens_max, "engine.context_tokens_max",
               engine.context_tokens_max, errors);

@@ -46,7 +46,7 @@ struct LogOptions final {
 
 struct ServerConfig final {
   ModelOptions model;
-  engine::EngineConfig engine;
+  engine::EngineConfig engine{.step_tokens_max = 0};
   kvcache::KvConfig kv;
   DeviceConfig device;
   CpuOptions cpu;

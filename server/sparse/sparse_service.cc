@@ -101,7 +101,8 @@ Result<std::unique_ptr<SparseService>> SparseService::Create(const SparseConfig&
   return service;
 }
 
-void SparseService::Add(const kvcache::SparseProfile& profile) {
+void SparseService::Add(const kvcache::SparseProfile& shipped) {
+  const kvcache::SparseProfile profile = kvcache::FitStep(shipped, model_.step_tokens_max);
   const auto leave_out = [&](const std::string& reason) {
     left_out_.push_back({profile.name, WithoutName(reason, profile.name)});
   };

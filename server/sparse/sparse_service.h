@@ -64,6 +64,7 @@ class SparseService final {
     bool has_sparse_ops = false;            // of the backend
     std::string backend;                    // its name, for messages
     int64_t kv_element_bytes = 2;
+    int64_t step_tokens_max = 0;  // of the engine: cells are no longer
   };
   struct LeftOut final {
     std::string name, reason;
@@ -103,7 +104,7 @@ class SparseService final {
 
   SparseService(const SparseConfig& config, Model model)
       : config_(config), model_(std::move(model)) {}
-  void Add(const kvcache::SparseProfile& profile);
+  void Add(const kvcache::SparseProfile& shipped);
   Status SetDefault();
   Status SetResidency();
   const Served* Find(std::string_view name) const;

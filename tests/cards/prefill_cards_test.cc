@@ -24,14 +24,14 @@ const std::vector<PrefillCard>& Cards() {
   using E = EstimateKind;
   static const std::vector<PrefillCard> kCards = {
       // Jiang et al. 2024: the last 64 rows; the first 30 keys and nearest 100 distances forced.
-      {"minference", 2500,
+      {"minference", 4300,
        [](const kvcache::SparsePlan& p) {
          return p.prefill.select == K::kVerticalSlash && p.prefill.estimate == E::kProbe &&
                 p.prefill_dials.probe_rows == 64 && p.prefill_dials.sink_tokens == 30 &&
                 p.prefill_dials.local_tokens == 100;
        }},
       // Lai et al. 2025: blocks of 128, 128 rows, gamma 0.9, tau 0.1, 1024 tokens at least.
-      {"flexprefill", 3000,
+      {"flexprefill", 4300,
        [](const kvcache::SparsePlan& p) {
          return p.prefill.estimate == E::kProbePooled && p.prefill.block_tokens == 128 &&
                 p.prefill.scope == ScopeKind::kMap && p.prefill_dials.probe_rows == 128 &&

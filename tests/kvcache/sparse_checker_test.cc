@@ -145,6 +145,26 @@ TEST(SparseChecker, Prefill) {
         },
         {"prefill.estimate.stride_tokens: got 12, need a divisor of block_tokens (128)"}},
        {Legal,
+        [](SparseProfile& p) { p.prefill_estimate.cell_tokens = 2048; },
+        {"prefill.estimate.cell_tokens: got 2048, need 1024: only probes have other cells"}},
+       {Legal,
+        [](SparseProfile& p) {
+          p.prefill_estimate.kind = "probe";
+          p.prefill_select.kind = "cover";
+          p.prefill_estimate.cell_tokens = 3072;
+        },
+        {"prefill.estimate.cell_tokens: got 3072, need 1024, 2048, 4096 or 8192"}},
+       {Legal,
+        [](SparseProfile& p) {
+          p.prefill_estimate.kind = "probe";
+          p.prefill_select.kind = "cover";
+          p.prefill_estimate.probe_place = "tails";
+          p.prefill_estimate.probe_fraction = 0.6;
+          p.prefill_estimate.probe_rows = 32;
+        },
+        {"prefill.estimate.probe_fraction: got 0.6, need tails of at most 1024 rows of a cell, each "
+         "rounded up to 64"}},
+       {Legal,
         [](SparseProfile& p) { p.prefill_force.local_tokens = 0; },
         {"prefill.force.local_tokens: got 0, need at least 1: a query that sees no key has no "
          "softmax"}},

@@ -314,9 +314,15 @@ TEST(SparsePlan, PromptsAreCutWhereTheirChoicesEnd) {
   EXPECT_EQ(PrefillGrainTokens(PlanOf(Shipped("xattention"))), 128);
   EXPECT_EQ(PrefillGrainTokens(PlanOf(Shipped("lacuna-balanced"))), 128);
   EXPECT_EQ(PrefillGrainTokens(PlanOf(Shipped("delta-streamingllm"))), 128);
-  for (const char* name : {"minference", "flexprefill", "prism", "sampleattention"}) {
-    EXPECT_EQ(PrefillGrainTokens(PlanOf(Shipped(name))), 1024) << name;
+  EXPECT_EQ(PrefillGrainTokens(PlanOf(Shipped("prism"))), 1024);
+  for (const char* name : {"minference", "flexprefill", "sampleattention"}) {
+    EXPECT_EQ(PrefillGrainTokens(PlanOf(Shipped(name))), 4096) << name;
+    EXPECT_EQ(PrefillGrainTokens(PlanOf(FitStep(Shipped(name), 8192))), 4096) << name;
+    EXPECT_EQ(PrefillGrainTokens(PlanOf(FitStep(Shipped(name), 4095))), 2048) << name;
+    EXPECT_EQ(PrefillGrainTokens(PlanOf(FitStep(Shipped(name), 64))), 1024) << name;
   }
+  EXPECT_NE(PlanOf(FitStep(Shipped("minference"), 2048)).kv_fingerprint,
+            PlanOf(Shipped("minference")).kv_fingerprint);
 }
 
 TEST(SparsePlan, DialsReplaceNumbersWithinTheirBounds) {
@@ -422,10 +428,10 @@ TEST(SparsePlan, FingerprintsTellWhatChangesKeysAndValues) {
 // that the meaning of plans changed: raise kVersion in fingerprint.cc.
 TEST(SparsePlan, FingerprintsAreStable) {
   const SparsePlan plan = PlanOf(Shipped("streamingllm"), Recall12m());
-  EXPECT_EQ(plan.kv_fingerprint, 16973022322372842198u);
-  EXPECT_EQ(plan.fingerprint, 4118024044190372650u);
-  EXPECT_EQ(PlanOf(Shipped("quest"), Recall12m()).fingerprint, 13138389237079721153u);
-  EXPECT_EQ(PlanOf(Shipped("prism"), Recall12m()).kv_fingerprint, 11336653442421768481u);
+  EXPECT_EQ(plan.kv_fingerprint, 7508590137942521427u);
+  EXPECT_EQ(plan.fingerprint, 5284803173195796930u);
+  EXPECT_EQ(PlanOf(Shipped("quest"), Recall12m()).fingerprint, 17246029067128656128u);
+  EXPECT_EQ(PlanOf(Shipped("prism"), Recall12m()).kv_fingerprint, 13158226400685494526u);
 }
 
 TEST(SparsePlan, PlansOfOneServerShareStores) {

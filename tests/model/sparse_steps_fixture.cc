@@ -54,6 +54,7 @@ void Tighten(kvcache::SparseProfile& p) {
   at_most(p.prefill_force.local_tokens, 64);
   at_most(p.prefill_force.last_rows, 32);
   at_most(p.prefill_estimate.probe_rows, 32);
+  at_most(p.prefill_estimate.cell_tokens, 1024);
   p.prefill_layers.dense_below_tokens = p.decode_layers.dense_below_tokens = 0;
   at_most(p.decode_select.budget_tokens, 128);
   p.decode_select.fraction = std::min(p.decode_select.fraction, 0.2);

@@ -392,6 +392,7 @@ TEST(Checks, SelectRanges) {
   static const std::vector<RangeChunk> kPast{{{1, 101, 1024}, 2000, {}}};
   static const std::vector<RangeChunk> kNoEnd{{{1, 100, 1024}, 1123, {}}};
   static const std::vector<RangeChunk> kWrongDials{{{1, 100, 1024}, 2000, {.local_fraction = 1.5}}};
+  static const std::vector<RangeChunk> kLongProbe{{{1, 100, 1024}, 2000, {.probe_rows = 1025}}};
   auto* ints = reinterpret_cast<int32_t*>(memory);
   auto* longs = reinterpret_cast<int64_t*>(memory);
   SelectRangesArgs good{};
@@ -421,11 +422,13 @@ TEST(Checks, SelectRanges) {
                 a.path.pool = PrefillPool::kAntidiagonal;
                 a.path.stride_tokens = 48;
               }},
+             {"path: need cell_tokens", [](auto& a) { a.path.cell_tokens = 2048; }},
              {"SelectRanges: lists", [](auto& a) { a.lists.lists = 2; }},
              {"SelectRanges: heads", [](auto& a) { a.heads = nullptr; }},
              {"chunks: need rows inside", [](auto& a) { a.chunks = kPast; }},
              {"chunks: need prompt_tokens", [](auto& a) { a.chunks = kNoEnd; }},
              {"dials: need shares", [](auto& a) { a.chunks = kWrongDials; }},
+             {"dials: need probes of at most", [](auto& a) { a.chunks = kLongProbe; }},
              {"out: need begin", [](auto& a) { a.out.end = nullptr; }},
              {"out: need a stride of RangesMax", [](auto& a) { a.out.stride = 4; }}});
 }

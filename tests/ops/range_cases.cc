@@ -4,6 +4,8 @@
 #include <array>
 #include <string_view>
 
+#include "kernels/ops/range_limits.h"
+
 namespace lacuna::kernels {
 
 RangeSpec PooledSpec(PrefillPool pool, PrefillSelectKind select) {
@@ -101,6 +103,8 @@ std::vector<NamedSpec> RangeCases() {
   spec.dials.probe_fraction = 0.3f;
   spec.tokens = 2500;
   cases.push_back({"patterns of tails", spec, 2.0f});
+  spec.path.cell_tokens = 2048;
+  cases.push_back({"patterns of tails, cells of 2048", spec, 2.0f});
   spec = ProbedSpec(PrefillSelectKind::kCover, ProbePlace::kTails);
   spec.dials.local_fraction = 0.08;
   spec.tokens = 2400;
@@ -114,6 +118,13 @@ std::vector<NamedSpec> RangeCases() {
   cases.push_back({"flexprefill, no map", Flex(0, ScopeKind::kMap), 2.0f});
   cases.push_back({"flexprefill, all maps", Flex(1, ScopeKind::kMap), 2.0f});
   cases.push_back({"flexprefill, some maps", Flex(0.2f, ScopeKind::kRow), 2.0f});
+  spec = Flex(0.2f, ScopeKind::kMap);
+  spec.path.cell_tokens = 2048;
+  spec.path.block_tokens = 64;
+  spec.tokens = 2200;
+  cases.push_back({"flexprefill, cells of 2048", spec, 2.0f});
+  spec.path.cell_tokens = kCellTokensMax;
+  cases.push_back({"flexprefill, the largest cells", spec, 2.0f});
   spec = RangeSpec{};
   spec.path.select = PrefillSelectKind::kNone;
   spec.dials.sink_tokens = 100;

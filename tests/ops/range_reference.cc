@@ -126,10 +126,10 @@ std::vector<double> RangeWorld::PooledRow(int head, int block, const std::vector
   };
   double factor = scale();
   if (static_cast<int>(channels.size()) < spec_.head_dim) {
-    const int cell = block * size / kPrefillCellTokens;
-    const int first = cell * kPrefillCellTokens / size;
+    const int cell = block * size / cell_tokens();
+    const int first = cell * cell_tokens() / size;
     const int end =
-        static_cast<int>(CeilDiv(std::min((cell + 1) * kPrefillCellTokens, spec_.tokens), size));
+        static_cast<int>(CeilDiv(std::min((cell + 1) * cell_tokens(), spec_.tokens), size));
     const auto rms = [&](bool of_query, const std::vector<int>& of) {
       double sum = 0;
       const int from = of_query ? first : 0;
@@ -229,7 +229,7 @@ const RangeWorld::Kept& RangeWorld::RowChoice(int head, int block) {
 
 // Of the cell's map, the row of `block`: entries numbered by column, then row.
 RangeWorld::Kept RangeWorld::MapChoice(int head, int cell, int block) {
-  const int size = spec_.path.block_tokens, rows = kPrefillCellTokens / size;
+  const int size = spec_.path.block_tokens, rows = cell_tokens() / size;
   std::vector<int> all(static_cast<size_t>(spec_.head_dim));
   std::iota(all.begin(), all.end(), 0);
   const int first = cell * rows;
@@ -275,16 +275,16 @@ RangeWorld::Kept RangeWorld::MapChoice(int head, int cell, int block) {
 void RangeWorld::Probe(int head, int cell, std::vector<double>* columns,
                        std::vector<double>* distances, std::vector<int>* rows) {
   const PrefillDials& d = spec_.dials;
-  const int first = cell * kPrefillCellTokens;
-  const int end = std::min(first + kPrefillCellTokens, spec_.tokens);
+  const int first = cell * cell_tokens();
+  const int end = std::min(first + cell_tokens(), spec_.tokens);
   int runs = 1;
   if (spec_.path.probe_place == ProbePlace::kTails) {
-    runs = std::max(1, static_cast<int>(std::lround(double{d.probe_fraction} * kPrefillCellTokens /
-                                                    d.probe_rows)));
+    runs = std::max(
+        1, static_cast<int>(std::lround(double{d.probe_fraction} * cell_tokens() / d.probe_rows)));
   }
   for (int run = 0; run < runs; ++run) {
-    const int begin = first + run * kPrefillCellTokens / runs;
-    const int stop = std::min(first + (run + 1) * kPrefillCellTokens / runs, end);
+    const int begin = first + run * cell_tokens() / runs;
+    const int stop = std::min(first + (run + 1) * cell_tokens() / runs, end);
     for (int t = std::max(begin, stop - d.probe_rows); t < stop; ++t) rows->push_back(t);
   }
   columns->assign(static_cast<size_t>(end), 0);
@@ -315,7 +315,7 @@ double RangeWorld::Divergence(int head, int cell, const std::vector<double>& col
                               const std::vector<int>& rows) {
   const int size = spec_.path.block_tokens;
   const int kv_head = head / (spec_.q_heads / spec_.kv_heads);
-  const int end = std::min((cell + 1) * kPrefillCellTokens, spec_.tokens);
+  const int end = std::min((cell + 1) * cell_tokens(), spec_.tokens);
   std::vector<double> pooled, probed = PoolUnits(columns, size);
   for (int block = 0; block * size < end; ++block) {
     double sum = 0;
@@ -344,7 +344,7 @@ const RangeWorld::CellChoice& RangeWorld::CellOf(int head, int cell) {
   if (found != cell_choices_.end()) return found->second;
   const PrefillDials& d = spec_.dials;
   const PrefillHead& of_head = spec_.heads[static_cast<size_t>(head)];
-  const int last = std::min((cell + 1) * kPrefillCellTokens, spec_.tokens) - 1;
+  const int last = std::min((cell + 1) * cell_tokens(), spec_.tokens) - 1;
   const int local = std::max(d.local_tokens, static_cast<int>(d.local_fraction * last));
   std::vector<double> columns, distances;
   std::vector<int> rows;
@@ -417,7 +417,7 @@ RangeWorld::Expected RangeWorld::Reference(int head, int tile) {
       }
     }
   };
-  const int block = first / spec_.path.block_tokens, cell = first / kPrefillCellTokens;
+  const int block = first / spec_.path.block_tokens, cell = first / cell_tokens();
   if (blocks && spec_.path.scope == ScopeKind::kMap) {
     read_blocks(MapChoice(head, cell, block));
   } else if (blocks) {

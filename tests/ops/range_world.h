@@ -79,6 +79,7 @@ class RangeWorld final {
   };
   double Dot(int position, int head, int key);
   double scale() const;
+  int cell_tokens() const { return spec_.path.cell_tokens; }
   int BlockEnd(int block) const;
   Kept ChooseCount(const std::vector<double>& scores, int head_units, int tail, int count) const;
   Kept ChooseMass(const std::vector<double>& scores, int head_units, int tail, double p,
