@@ -32,12 +32,19 @@ __device__ __forceinline__ uint32_t RankOf(float score) {
   return (bits >> 31) != 0 ? bits : ~(bits | 0x80000000u);
 }
 
+// No item has this rank.
+inline constexpr uint32_t kNoRank = ~0u;
+
 __device__ __forceinline__ uint64_t MassOf(float score) {
   const uint32_t bits = __float_as_uint(score);
   const int shift = static_cast<int>(bits >> 23) - (127 + 23 - 36);
   if (shift <= -24 || shift > 24) return 0;  // too small; negative, infinite or no number
   const uint64_t mantissa = (bits & 0x7fffffu) | 0x800000u;
   return shift >= 0 ? mantissa << shift : mantissa >> -shift;
+}
+
+__device__ __forceinline__ uint64_t MassOfRank(uint32_t rank) {
+  return (rank >> 31) != 0 ? 0 : MassOf(__uint_as_float(~rank & 0x7fffffffu));
 }
 
 // The items that are kept besides the forced ones: ranks below `rank` (both without their low
@@ -73,8 +80,8 @@ class Chooser final {
   __device__ explicit Chooser(ChoiceShared& shared) : shared_(shared) {}
 
   // The cut of `items`, by all threads. Items have count() and Get(i, &item); an item that does not
-  // exist gives false.
-  template <typename Items>
+  // exist gives false. Up to kHeld items a thread stay in registers while masses are searched.
+  template <int kHeld = 0, typename Items>
   __device__ ChoiceCut Cut(const Items& items, const ChoiceRule& rule);
 
  private:
@@ -90,9 +97,10 @@ class Chooser final {
   // there is none.
   template <typename Key>
   __device__ ChoiceBin FindCount(int64_t count, int64_t want, Key&& key);
-  // The same for masses, of items of which some are kept and some not; `inside` are all others.
-  template <typename Items>
-  __device__ ChoiceBin FindMass(const Items& items, const ChoiceRule& rule, Sums before,
+  // The same for masses, of items of which some are kept and some not; `inside` are all others,
+  // whose ranks for_ranks(fn) gives.
+  template <typename ForRanks>
+  __device__ ChoiceBin FindMass(ForRanks&& for_ranks, const ChoiceRule& rule, Sums before,
                                 Sums inside, uint64_t target);
   // Counts keys whose bits above `shift` + 4 are `prefix` by the next four bits.
   template <typename Key>
@@ -179,8 +187,8 @@ __device__ __forceinline__ bool Reaches(const ChoiceRule& rule, int64_t count, u
 }
 
 template <int kThreads>
-template <typename Items>
-__device__ ChoiceBin Chooser<kThreads>::FindMass(const Items& items, const ChoiceRule& rule,
+template <typename ForRanks>
+__device__ ChoiceBin Chooser<kThreads>::FindMass(ForRanks&& for_ranks, const ChoiceRule& rule,
                                                  Sums before, Sums inside, uint64_t target) {
   ChoiceBin bin;
   do {
@@ -188,13 +196,11 @@ __device__ ChoiceBin Chooser<kThreads>::FindMass(const Items& items, const Choic
     const uint32_t prefix = bin.prefix << 1;
     uint32_t count = 0;
     uint64_t mass = 0;
-    for (int64_t at = threadIdx.x; at < items.count(); at += kThreads) {
-      typename Items::Item item;
-      if (!items.Get(at, &item) || item.forced) continue;
-      if (RankOf(item.score) >> bin.shift != prefix) continue;
+    for_ranks([&](uint32_t rank) {
+      if (rank >> bin.shift != prefix || rank == kNoRank) return;
       ++count;
-      mass += MassOf(item.score);
-    }
+      mass += MassOfRank(rank);
+    });
     const Sums zero = Add(count, mass);  // of the keys whose next bit is 0
     if (Reaches(rule, before.count + zero.count, before.mass + zero.mass, target)) {
       bin.prefix = prefix;
@@ -223,18 +229,25 @@ __device__ ChoiceBin Chooser<kThreads>::FindMass(const Items& items, const Choic
 }
 
 template <int kThreads>
-template <typename Items>
+template <int kHeld, typename Items>
 __device__ ChoiceCut Chooser<kThreads>::Cut(const Items& items, const ChoiceRule& rule) {
   using Item = typename Items::Item;
   const bool by_mass = rule.mass_share >= 0.0 && rule.mass_share < 1.0;
   uint32_t forced_count = 0, count = 0;
   uint64_t forced_mass = 0, mass = 0;
-  for (int64_t at = threadIdx.x; at < items.count(); at += kThreads) {
+  // The rank among the items of the search, or kNoRank.
+  const auto rank_of = [&](int64_t at) {
     Item item;
-    if (!items.Get(at, &item)) continue;
+    return at < items.count() && items.Get(at, &item) && !item.forced ? RankOf(item.score)
+                                                                      : kNoRank;
+  };
+  const auto add = [&](int64_t at) {
+    Item item;
+    if (!items.Get(at, &item)) return;
     (item.forced ? forced_count : count) += 1;
     if (by_mass) (item.forced ? forced_mass : mass) += MassOf(item.score);
-  }
+  };
+  for (int64_t at = threadIdx.x; at < items.count(); at += kThreads) add(at);
   const Sums forced = Add(forced_count, forced_mass);
   const Sums others = Add(count, mass);
   ChoiceBin bin;
@@ -249,7 +262,23 @@ __device__ ChoiceCut Chooser<kThreads>::Cut(const Items& items, const ChoiceRule
     if (!Reaches(rule, forced.count + others.count, forced.mass + others.mass, target)) {
       return ChoiceCut::All();
     }
-    bin = FindMass(items, rule, forced, others, target);
+    const auto for_items = [&](auto&& fn) {
+      for (int64_t at = threadIdx.x; at < items.count(); at += kThreads) fn(rank_of(at));
+    };
+    if constexpr (kHeld == 0) {
+      bin = FindMass(for_items, rule, forced, others, target);
+    } else if (items.count() > int64_t{kHeld} * kThreads) {
+      bin = FindMass(for_items, rule, forced, others, target);
+    } else {
+      uint32_t held[kHeld];
+#pragma unroll
+      for (int i = 0; i < kHeld; ++i) held[i] = rank_of(threadIdx.x + int64_t{i} * kThreads);
+      const auto for_held = [&](auto&& fn) {
+#pragma unroll
+        for (int i = 0; i < kHeld; ++i) fn(held[i]);
+      };
+      bin = FindMass(for_held, rule, forced, others, target);
+    }
   } else {
     const int64_t want = rule.count_max - forced.count;
     if (want <= 0) return {};

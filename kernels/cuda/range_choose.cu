@@ -10,7 +10,8 @@ namespace lacuna::kernels::cuda {
 namespace {
 
 constexpr int kRowThreads = 128;
-constexpr int kMapThreads = 1024;
+constexpr int kMapThreads = 512;
+constexpr int kMapHeld = 64;  // entries of a map that a thread keeps: 32 rows of 1024 blocks
 constexpr int kCellThreads = 1024;
 constexpr int kCellBlocksMax = kCellTokensMax / 64;
 
@@ -117,6 +118,7 @@ __device__ uint32_t* KeptOf(const RangeWork& work, int head, int row) {
 template <int kThreads, typename Keeps>
 __device__ void WriteMarks(uint32_t* words, int count, int64_t units, Keeps&& keeps) {
   const int lane = static_cast<int>(threadIdx.x) & 31;
+#pragma unroll 4
   for (int word = static_cast<int>(threadIdx.x) / 32; word < count; word += kThreads / 32) {
     const int64_t unit = int64_t{word} * 32 + lane;
     const uint32_t marks = __ballot_sync(~0u, unit < units && keeps(unit));
@@ -178,15 +180,19 @@ __global__ void __launch_bounds__(kMapThreads)
                     32 - __clz(first + rows - 1),         rules};
   };
   const MapItems items = items_of(0), high = items_of(work.bands() ? 1 : 0);
-  const ChoiceCut cut = chooser.Cut(items, rules[0]);
-  const ChoiceCut high_cut = work.bands() ? chooser.Cut(high, rules[0]) : cut;
-  for (int row = 0; row < rows; ++row) {
-    WriteMarks<kMapThreads>(
-        KeptOf(work, head, first_row + row), work.block_words, first + rows, [&](int64_t unit) {
-          const int64_t at = (int64_t{row} << items.shift) + unit;
-          return KeepsItem(items, cut, at) || (work.bands() && KeepsItem(high, high_cut, at));
-        });
-  }
+  const ChoiceCut cut = chooser.Cut<kMapHeld>(items, rules[0]);
+  const ChoiceCut high_cut = work.bands() ? chooser.Cut<kMapHeld>(high, rules[0]) : cut;
+  // The rows' marks lie one after another.
+  const int row_units = work.block_words * 32;
+  WriteMarks<kMapThreads>(KeptOf(work, head, first_row), rows * work.block_words,
+                          int64_t{rows} * row_units, [&](int64_t mark) {
+                            const auto row = static_cast<int>(mark / row_units);
+                            const auto unit = static_cast<int>(mark) - row * row_units;
+                            if (unit >= first + rows) return false;
+                            const int64_t at = (int64_t{row} << items.shift) + unit;
+                            return KeepsItem(items, cut, at) ||
+                                   (work.bands() && KeepsItem(high, high_cut, at));
+                          });
 }
 
 // The rule of a cell's blocks of columns or distances: by their mass (cover), of which heads that

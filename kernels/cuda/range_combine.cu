@@ -5,7 +5,6 @@
 
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/range_kernels.h"
-#include "kernels/cuda/range_softmax.cuh"
 #include "kernels/cuda/vectors.cuh"
 
 namespace lacuna::kernels::cuda {
@@ -15,6 +14,12 @@ constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kRowsMax = 128;  // stride rows of a block
 
+__device__ float WarpMax(float value) {
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2)
+    value = fmaxf(value, __shfl_xor_sync(~0u, value, lanes));
+  return value;
+}
 template <typename Value>
 __device__ Value WarpSum(Value value) {
 #pragma unroll
@@ -42,10 +47,7 @@ __global__ void __launch_bounds__(kThreads) CombineKernel(const __grid_constant_
     const int count = (first + row) / kRangeTileRows + 1;
     float top = -INFINITY;
     for (int tile = lane; tile < count; tile += 32) top = fmaxf(top, of_row[tile].x);
-#pragma unroll
-    for (int lanes = 16; lanes > 0; lanes /= 2) {
-      top = fmaxf(top, __shfl_xor_sync(~0u, top, lanes));
-    }
+    top = WarpMax(top);
     float total = 0.0f;
     for (int tile = lane; tile < count; tile += 32) {
       total = fmaf(exp2f(of_row[tile].x - top), of_row[tile].y, total);
@@ -85,8 +87,7 @@ __global__ void __launch_bounds__(kThreads) LseKernel(const __grid_constant__ Ra
   const int count = visible < 0 ? 0 : (visible / (pair * kRangeTileRows) + 1) * pair;
   float top = kNoLogit;
   for (int tile = lane; tile < count; tile += 32) top = fmaxf(top, tiles[tile].x);
-#pragma unroll
-  for (int lanes = 16; lanes > 0; lanes /= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, lanes));
+  top = WarpMax(top);
   float total = 0.0f;
   for (int tile = lane; tile < count; tile += 32) {
     total = fmaf(exp2f(tiles[tile].x - top), tiles[tile].y, total);
@@ -95,9 +96,12 @@ __global__ void __launch_bounds__(kThreads) LseKernel(const __grid_constant__ Ra
   if (lane == 0) work.lse[row] = total > 0.0f ? top + log2f(total) : kNoRow;
 }
 
-// Sums of blocks of a cell's columns and distances; a thread has one of each.
+// Sums of blocks of a cell's columns and distances; a thread has one of each. Loads of several rows
+// are under way at once: few warps share a multiprocessor.
 __global__ void __launch_bounds__(kThreads)
     CombinePartsKernel(const __grid_constant__ RangeWork work) {
+  __shared__ float row_lse[kProbeRowsMax];
+  __shared__ int32_t row_visible[kProbeRowsMax];
   LetNextStart();
   WaitForPrevious();
   const int list = static_cast<int>(blockIdx.y);  // head * cells + cell
@@ -105,25 +109,31 @@ __global__ void __launch_bounds__(kThreads)
   if (ModeOf(work, work.QHead(head)) != HeadMode::kProbe) return;
   const int shift = work.product.sum_shift, tile_shift = 7 - shift;
   const int block = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
-  if (block > (CellRows(work, cell).end - 1) >> shift) return;
   const int cell_rows = work.product.runs * work.product.run_rows;
+  const int64_t first = int64_t{head} * work.product.rows + cell * cell_rows;
+  for (int i = static_cast<int>(threadIdx.x); i < cell_rows; i += kThreads) {
+    row_lse[i] = work.lse[first + i];
+    row_visible[i] = work.visible[cell * cell_rows + i];
+  }
+  __syncthreads();
+  if (block > (CellRows(work, cell).end - 1) >> shift) return;
   float column = 0.0f, distance = 0.0f;
+#pragma unroll 4
   for (int i = 0; i < cell_rows; ++i) {
-    const int row = cell * cell_rows + i;
-    const int visible = work.visible[row];
-    if (visible < 0) continue;
-    const int64_t at = int64_t{head} * work.product.rows + row;
-    const float lse = work.lse[at];
-    const float2* tiles = work.tile_sums + at * work.product.key_tiles;
-    const float2* parts = work.part_sums + at * work.sums_stride;
-    const auto weight = [&](int key) { return exp2f(tiles[key >> tile_shift].x - lse); };
-    const int last = (visible >> shift) - block;
-    if (last >= 0) {
-      const float2 sums = parts[block];
-      column = fmaf(weight(block), sums.x + sums.y, column);
-      distance = fmaf(weight(last), parts[last].x, distance);
-    }
-    if (last >= 1) distance = fmaf(weight(last - 1), parts[last - 1].y, distance);
+    const float lse = row_lse[i];
+    const float2* tiles = work.tile_sums + (first + i) * work.product.key_tiles;
+    const float2* parts = work.part_sums + (first + i) * work.sums_stride;
+    const int last = (row_visible[i] >> shift) - block;  // negative: this row does not see it
+    const bool sees = last >= 0, more = last >= 1;
+    const float2 none = make_float2(0.0f, 0.0f), hidden = make_float2(kNoLogit, 0.0f);
+    const float2 sums = sees ? parts[block] : none, near = sees ? parts[last] : none;
+    const float2 far = more ? parts[last - 1] : none;
+    const float top = (sees ? tiles[block >> tile_shift] : hidden).x;
+    const float near_top = (sees ? tiles[last >> tile_shift] : hidden).x;
+    const float far_top = (more ? tiles[(last - 1) >> tile_shift] : hidden).x;
+    column = fmaf(exp2f(top - lse), sums.x + sums.y, column);
+    distance = fmaf(exp2f(near_top - lse), near.x, distance);
+    distance = fmaf(exp2f(far_top - lse), far.y, distance);
   }
   float* to = work.unit_sums + int64_t{list} * work.key_blocks + block;
   to[0] = column;
@@ -150,12 +160,23 @@ __device__ int MeanOfProbe(const RangeWork& work, int head, int cell, float* mea
   return count;
 }
 
+// Over the block, for all threads, in one order; `scratch` is free again after a barrier.
+template <typename Value, typename Join>
+__device__ Value JoinWarps(Value of_warp, Value* scratch, Join&& join) {
+  if ((threadIdx.x & 31) == 0) scratch[threadIdx.x / 32] = of_warp;
+  __syncthreads();
+  Value value = scratch[0];
+#pragma unroll
+  for (int warp = 1; warp < kWarps; ++warp) value = join(value, scratch[warp]);
+  return value;
+}
+
 // The square root of the Jensen-Shannon divergence between what a cell's probe reads of the blocks
 // and the pooled row of its mean (FlexPrefill, Lai et al. 2025), against js_threshold.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     CompareMapsKernel(const __grid_constant__ RangeWork work) {
-  __shared__ float mean[kThreads];
+  __shared__ float mean[kThreads], tops[kWarps], totals[kWarps];
   __shared__ double sums[kWarps];
   LetNextStart();
   WaitForPrevious();
@@ -168,32 +189,34 @@ __global__ void __launch_bounds__(kThreads)
   float* pooled = work.pooled + list * work.key_blocks;
   const float* keys =
       work.mean_keys + int64_t{head / work.members} * work.head_dim * work.key_blocks;
+  float top = -INFINITY, total = 0.0f;
   for (int block = static_cast<int>(threadIdx.x); block < blocks; block += kThreads) {
     float sum = 0.0f;
+#pragma unroll 8
     for (int i = 0; i < work.head_dim; ++i) {
       sum = fmaf(mean[i] * work.scale, keys[int64_t{i} * work.key_blocks + block], sum);
     }
     pooled[block] = sum;
+    top = fmaxf(top, sum);
   }
-  __syncthreads();
-  if (threadIdx.x < 32) WarpSoftmax(pooled, blocks);
-  __syncthreads();
+  top = JoinWarps(WarpMax(top), tops, [](float x, float y) { return fmaxf(x, y); });
+  for (int block = static_cast<int>(threadIdx.x); block < blocks; block += kThreads) {
+    pooled[block] = expf(pooled[block] - top);
+    total += pooled[block];
+  }
+  total = JoinWarps(WarpSum(total), totals, [](float x, float y) { return x + y; });
   const float* probed = work.unit_sums + list * work.key_blocks;
   double divergence = 0.0;
   for (int block = static_cast<int>(threadIdx.x); block < blocks; block += kThreads) {
-    const double a = static_cast<double>(pooled[block]);
+    const double a = static_cast<double>(pooled[block] / total);
     const double b = static_cast<double>(probed[block] / static_cast<float>(count));
     const double middle = (a + b) / 2.0;
     if (a > 0.0) divergence += a * log(a / middle) / 2.0;
     if (b > 0.0) divergence += b * log(b / middle) / 2.0;
   }
-  divergence = WarpSum(divergence);
-  if ((threadIdx.x & 31) == 0) sums[threadIdx.x / 32] = divergence;
-  __syncthreads();
+  divergence = JoinWarps(WarpSum(divergence), sums, [](double x, double y) { return x + y; });
   if (threadIdx.x != 0) return;
-  double total = 0.0;
-  for (int warp = 0; warp < kWarps; ++warp) total += sums[warp];
-  const auto distance = static_cast<float>(sqrt(fmax(total, 0.0)));
+  const auto distance = static_cast<float>(sqrt(fmax(divergence, 0.0)));
   work.reads_map[int64_t{head} * work.chunk_cells + work.CellOffset() + cell] =
       distance < work.dials.js_threshold ? 1 : 0;
 }

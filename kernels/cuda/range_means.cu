@@ -3,13 +3,13 @@
 //
 // A block of threads makes up to 16 rows of one cell of one head, so that it reads the key means
 // once for all of them. Sums are made in an order that depends on absolute positions only.
+#include <cmath>
 #include <cstdint>
 
 #include "kernels/core/checked_math.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/range_kernels.h"
 #include "kernels/cuda/range_keys.cuh"
-#include "kernels/cuda/range_softmax.cuh"
 #include "kernels/cuda/vectors.cuh"
 
 namespace lacuna::kernels::cuda {
@@ -30,15 +30,56 @@ __device__ bool NeedsMap(const RangeWork& work, int head) {
 
 // ---- means ----
 
-// Mean over the tokens of a key block; thread t sums channel t of every token, in order.
+// Sums of `count` tokens of `dim` channels: store(channel, sum). A group of threads, one for each
+// eight channels, takes every groups-th token, in order; load(token, channel, &pack) reads eight.
+template <typename T, typename Load, typename Store>
+__device__ void SumTokens(int count, int dim, Load&& load, Store&& store) {
+  constexpr int kUnroll = 4;  // loads of a thread that are under way
+  __shared__ float sums[kMeanThreads][kVector];
+  const int thread = static_cast<int>(threadIdx.x);
+  const int vectors = dim / kVector, groups = kMeanThreads / vectors;
+  const int group = thread / vectors, channel = thread % vectors * kVector;
+  float sum[kVector] = {};
+  for (int first = group; group < groups && first < count; first += kUnroll * groups) {
+    Pack<T> packs[kUnroll] = {};
+#pragma unroll
+    for (int i = 0; i < kUnroll; ++i) {
+      if (first + i * groups < count) load(first + i * groups, channel, &packs[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < kUnroll; ++i) {
+      float values[kVector];
+      Unpack(packs[i], values);
+#pragma unroll
+      for (int e = 0; e < kVector; ++e) sum[e] += values[e];
+    }
+  }
+#pragma unroll
+  for (int e = 0; e < kVector; ++e) sums[thread][e] = sum[e];
+  __syncthreads();
+  if (thread >= dim) return;
+  float total = 0.0f;
+  for (int i = 0; i < groups; ++i) total += sums[i * vectors + thread / kVector][thread % kVector];
+  store(thread, total);
+}
+// The same where dim is no multiple of eight; load(token, channel) reads one.
+template <typename Load, typename Store>
+__device__ void SumTokensOneByOne(int count, int dim, Load&& load, Store&& store) {
+  for (int channel = static_cast<int>(threadIdx.x); channel < dim; channel += kMeanThreads) {
+    float sum = 0.0f;
+    for (int i = 0; i < count; ++i) sum += load(i, channel);
+    store(channel, sum);
+  }
+}
+
+// Mean over the tokens of a key block.
 template <typename T>
 __global__ void __launch_bounds__(kMeanThreads)
     MeanKeysKernel(const __grid_constant__ RangeWork work) {
   LetNextStart();
   WaitForPrevious();
-  __shared__ float sums[kMeanThreads][kVector];
   const int block = static_cast<int>(blockIdx.x), kv = static_cast<int>(blockIdx.y);
-  const int thread = static_cast<int>(threadIdx.x), dim = work.head_dim;
+  const int dim = work.head_dim;
   bool needed = false;
   for (int i = 0; i < work.members; ++i) needed = needed || NeedsMap(work, kv * work.members + i);
   if (!needed) return;
@@ -48,35 +89,21 @@ __global__ void __launch_bounds__(kMeanThreads)
   float* means =
       work.mean_keys + int64_t{kv} * dim * work.key_blocks + block;  // channels key_blocks apart
   const float share = 1.0f / static_cast<float>(max(count, 1));
+  const auto store = [&](int channel, float sum) {
+    means[int64_t{channel} * work.key_blocks] = sum * share;
+  };
   if (dim % kVector != 0) {
-    for (int channel = thread; channel < dim; channel += kMeanThreads) {
-      float sum = 0.0f;
-      for (int i = 0; i < count; ++i) sum += ToF32(keys.Load(begin + i, channel));
-      means[int64_t{channel} * work.key_blocks] = sum * share;
-    }
+    SumTokensOneByOne(
+        count, dim, [&](int i, int channel) { return ToF32(keys.Load(begin + i, channel)); },
+        store);
     return;
   }
-  // A group of threads, one for each eight channels, takes every groups-th token.
-  const int vectors = dim / kVector, groups = kMeanThreads / vectors;
-  const int group = thread / vectors, vector = thread % vectors;
-  float sum[kVector] = {};
-  for (int i = group; group < groups && i < count; i += groups) {
-    Pack<T> pack{};
-    keys.Load(begin + i, vector * kVector, &pack);
-    float values[kVector];
-    Unpack(pack, values);
-#pragma unroll
-    for (int e = 0; e < kVector; ++e) sum[e] += values[e];
-  }
-#pragma unroll
-  for (int e = 0; e < kVector; ++e) sums[thread][e] = sum[e];
-  __syncthreads();
-  if (thread >= dim) return;
-  float total = 0.0f;
-  for (int i = 0; i < groups; ++i) total += sums[i * vectors + thread / kVector][thread % kVector];
-  means[int64_t{thread} * work.key_blocks] = total * share;
+  SumTokens<T>(
+      count, dim, [&](int i, int channel, Pack<T>* pack) { keys.Load(begin + i, channel, pack); },
+      store);
 }
 
+// The same of the queries of a block of rows.
 template <typename T>
 __global__ void __launch_bounds__(kMeanThreads)
     MeanQueriesKernel(const __grid_constant__ RangeWork work) {
@@ -86,16 +113,23 @@ __global__ void __launch_bounds__(kMeanThreads)
   if (!NeedsMap(work, head)) return;
   const RangeSpan rows = BlockRows(work, block);
   const T* q = static_cast<const T*>(work.q) + work.QHead(head) * work.q_head +
-               int64_t{work.chunk.first_row - work.chunk.first_position} * work.q_row;
-  float* to = work.mean_queries + (int64_t{head} * work.blocks + block) * work.head_dim;
-  for (int channel = static_cast<int>(threadIdx.x); channel < work.head_dim;
-       channel += kMeanThreads) {
-    float sum = 0.0f;
-    for (int position = rows.first; position < rows.end; ++position) {
-      sum += ToF32(q[position * work.q_row + channel]);
-    }
-    to[channel] = sum / static_cast<float>(rows.tokens());
+               int64_t{work.chunk.first_row - work.chunk.first_position + rows.first} * work.q_row;
+  float* means = work.mean_queries + (int64_t{head} * work.blocks + block) * work.head_dim;
+  const auto store = [&](int channel, float sum) {
+    means[channel] = sum / static_cast<float>(rows.tokens());
+  };
+  if (!work.q_aligned || work.head_dim % kVector != 0) {
+    SumTokensOneByOne(
+        rows.tokens(), work.head_dim,
+        [&](int i, int channel) { return ToF32(q[i * work.q_row + channel]); }, store);
+    return;
   }
+  SumTokens<T>(
+      rows.tokens(), work.head_dim,
+      [&](int i, int channel, Pack<T>* pack) {
+        *pack = *reinterpret_cast<const Pack<T>*>(q + i * work.q_row + channel);
+      },
+      store);
 }
 
 // ---- maps ----
@@ -162,6 +196,26 @@ __device__ float ScaleOf(const RangeWork& work, const float* queries, int rows, 
   const double ratio = of_band > 0.0 ? of_band / of_all : 1.0;
   return static_cast<float>(static_cast<double>(work.scale) * static_cast<double>(work.head_dim) /
                             (band.dims() * ratio));
+}
+
+// Softmax of a row by one warp, in an order that depends on the row's length only.
+__device__ void WarpSoftmax(float* row, int count) {
+  const int lane = static_cast<int>(threadIdx.x) & 31;
+  float top = -INFINITY;
+  for (int i = lane; i < count; i += 32) top = fmaxf(top, row[i]);
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2) {
+    top = fmaxf(top, __shfl_xor_sync(~0u, top, lanes));
+  }
+  float sum = 0.0f;
+  for (int i = lane; i < count; i += 32) {
+    row[i] = expf(row[i] - top);
+    sum += row[i];
+  }
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
+  const float share = 1.0f / sum;
+  for (int i = lane; i < count; i += 32) row[i] *= share;
 }
 
 // Logits of kRows rows of the cell from row `from` on.
