@@ -46,6 +46,21 @@ __device__ __forceinline__ uint64_t MassOf(float score) {
 __device__ __forceinline__ uint64_t MassOfRank(uint32_t rank) {
   return (rank >> 31) != 0 ? 0 : MassOf(__uint_as_float(~rank & 0x7fffffffu));
 }
+// The same of ranks that share sign and exponent: a mass is their part of it, moved to the left.
+struct SharedExponent final {
+  int left, right;
+  bool none;  // all masses are 0
+  __device__ explicit SharedExponent(uint32_t rank) {
+    const int shift = static_cast<int>(~rank >> 23 & 255) - (127 + 23 - 36);
+    left = max(shift, 0);
+    right = max(-shift, 0);
+    none = (rank >> 31) != 0 || shift <= -24 || shift > 24;
+  }
+  __device__ uint32_t Part(uint32_t rank) const {
+    return ((~rank & 0x7fffffu) | 0x800000u) >> right;
+  }
+  __device__ uint64_t Mass(uint64_t parts) const { return none ? 0 : parts << left; }
+};
 
 // The items that are kept besides the forced ones: ranks below `rank` (both without their low
 // `shift` bits), and of equal ones the ids below `id_end`.
@@ -64,6 +79,7 @@ struct ChoiceShared final {
   uint32_t counts[2][16];
   uint64_t masses[2][32];
   uint32_t warp_counts[2][32];
+  uint32_t lows[32], highs[32];
 };
 
 // What a search has found out: `want` of the `equal` keys whose upper bits are `prefix` belong to
@@ -98,10 +114,12 @@ class Chooser final {
   template <typename Key>
   __device__ ChoiceBin FindCount(int64_t count, int64_t want, Key&& key);
   // The same for masses, of items of which some are kept and some not; `inside` are all others,
-  // whose ranks for_ranks(fn) gives.
+  // whose ranks for_ranks(fn) gives. Begins with the upper bits that all of them share.
   template <typename ForRanks>
   __device__ ChoiceBin FindMass(ForRanks&& for_ranks, const ChoiceRule& rule, Sums before,
                                 Sums inside, uint64_t target);
+  // The bits that the block's ranks from `low` to `high` share.
+  __device__ ChoiceBin SharedBits(uint32_t low, uint32_t high);
   // Counts keys whose bits above `shift` + 4 are `prefix` by the next four bits.
   template <typename Key>
   __device__ const uint32_t* CountDigits(int64_t count, uint32_t prefix, int shift, Key&& key);
@@ -187,20 +205,56 @@ __device__ __forceinline__ bool Reaches(const ChoiceRule& rule, int64_t count, u
 }
 
 template <int kThreads>
+__device__ ChoiceBin Chooser<kThreads>::SharedBits(uint32_t low, uint32_t high) {
+  low = __reduce_min_sync(~0u, low);
+  high = __reduce_max_sync(~0u, high);
+  __syncthreads();
+  if ((threadIdx.x & 31) == 0) {
+    shared_.lows[threadIdx.x / 32] = low;
+    shared_.highs[threadIdx.x / 32] = high;
+  }
+  __syncthreads();
+  for (int warp = 0; warp < kWarps; ++warp) {
+    low = min(low, shared_.lows[warp]);
+    high = max(high, shared_.highs[warp]);
+  }
+  ChoiceBin bin;
+  bin.shift = 32 - __clz(static_cast<int>(low ^ high));
+  bin.prefix = bin.shift < 32 ? high >> bin.shift : 0;
+  return bin;
+}
+
+template <int kThreads>
 template <typename ForRanks>
 __device__ ChoiceBin Chooser<kThreads>::FindMass(ForRanks&& for_ranks, const ChoiceRule& rule,
                                                  Sums before, Sums inside, uint64_t target) {
-  ChoiceBin bin;
-  do {
+  uint32_t lowest = kNoRank, highest = 0;
+  for_ranks([&](uint32_t rank) {
+    if (rank == kNoRank) return;
+    lowest = min(lowest, rank);
+    highest = max(highest, rank);
+  });
+  ChoiceBin bin = SharedBits(lowest, highest);
+  while (bin.shift > 0 && inside.count > 1) {
     --bin.shift;
     const uint32_t prefix = bin.prefix << 1;
     uint32_t count = 0;
     uint64_t mass = 0;
-    for_ranks([&](uint32_t rank) {
-      if (rank >> bin.shift != prefix || rank == kNoRank) return;
-      ++count;
-      mass += MassOfRank(rank);
-    });
+    if (bin.shift > 23) {
+      for_ranks([&](uint32_t rank) {
+        if (rank >> bin.shift != prefix || rank == kNoRank) return;
+        ++count;
+        mass += MassOfRank(rank);
+      });
+    } else {
+      const SharedExponent exponent(prefix << bin.shift);
+      for_ranks([&](uint32_t rank) {
+        if (rank >> bin.shift != prefix || rank == kNoRank) return;
+        ++count;
+        mass += exponent.Part(rank);
+      });
+      mass = exponent.Mass(mass);
+    }
     const Sums zero = Add(count, mass);  // of the keys whose next bit is 0
     if (Reaches(rule, before.count + zero.count, before.mass + zero.mass, target)) {
       bin.prefix = prefix;
@@ -210,7 +264,7 @@ __device__ ChoiceBin Chooser<kThreads>::FindMass(ForRanks&& for_ranks, const Cho
       before = {before.count + zero.count, before.mass + zero.mass};
       inside = {inside.count - zero.count, inside.mass - zero.mass};
     }
-  } while (bin.shift > 0 && inside.count > 1);
+  }
   bin.equal = inside.count;
   // All scores in the bin are the same. The first count that reaches:
   const uint64_t each = inside.mass / static_cast<uint64_t>(inside.count);
@@ -247,6 +301,7 @@ __device__ ChoiceCut Chooser<kThreads>::Cut(const Items& items, const ChoiceRule
     (item.forced ? forced_count : count) += 1;
     if (by_mass) (item.forced ? forced_mass : mass) += MassOf(item.score);
   };
+#pragma unroll 4
   for (int64_t at = threadIdx.x; at < items.count(); at += kThreads) add(at);
   const Sums forced = Add(forced_count, forced_mass);
   const Sums others = Add(count, mass);

@@ -12,6 +12,8 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
+constexpr int kCompareThreads = 1024;
+constexpr int kDimMax = 256;
 constexpr int kRowsMax = 128;  // stride rows of a block
 
 __device__ float WarpMax(float value) {
@@ -140,57 +142,67 @@ __global__ void __launch_bounds__(kThreads)
   to[int64_t{work.head_count()} * work.cells * work.key_blocks] = distance;
 }
 
-// Adds up the channels of the cell's probe rows, in order; returns their number.
-template <typename T>
-__device__ int MeanOfProbe(const RangeWork& work, int head, int cell, float* mean) {
-  const int cell_rows = work.product.runs * work.product.run_rows;
-  const int32_t* positions = work.visible + int64_t{cell} * cell_rows;
-  const T* q = static_cast<const T*>(work.q) + work.QHead(head) * work.q_head +
-               int64_t{work.chunk.first_row - work.chunk.first_position} * work.q_row;
-  int count = 0;
-  for (int row = 0; row < cell_rows; ++row) count += positions[row] >= 0;
-  const float share = 1.0f / static_cast<float>(count);
-  for (int channel = static_cast<int>(threadIdx.x); channel < work.head_dim; channel += kThreads) {
-    float sum = 0.0f;
-    for (int row = 0; row < cell_rows; ++row) {
-      if (positions[row] >= 0) sum += ToF32(q[positions[row] * work.q_row + channel]);
-    }
-    mean[channel] = sum * share;
-  }
-  return count;
-}
-
-// Over the block, for all threads, in one order; `scratch` is free again after a barrier.
-template <typename Value, typename Join>
+// Over the block, for all threads, in one order.
+template <int kThreadCount, typename Value, typename Join>
 __device__ Value JoinWarps(Value of_warp, Value* scratch, Join&& join) {
   if ((threadIdx.x & 31) == 0) scratch[threadIdx.x / 32] = of_warp;
   __syncthreads();
   Value value = scratch[0];
-#pragma unroll
-  for (int warp = 1; warp < kWarps; ++warp) value = join(value, scratch[warp]);
+  for (int warp = 1; warp < kThreadCount / 32; ++warp) value = join(value, scratch[warp]);
   return value;
+}
+
+// Means of the channels of the cell's probe rows, whose number it returns; by all threads. Groups
+// of head_dim threads take every groups-th row. `sums` has room for a float of each thread.
+template <typename T>
+__device__ int MeanOfProbe(const RangeWork& work, int head, int cell, float* sums, float* mean) {
+  const int cell_rows = work.product.runs * work.product.run_rows, dim = work.head_dim;
+  const int32_t* positions = work.visible + int64_t{cell} * cell_rows;
+  const T* q = static_cast<const T*>(work.q) + work.QHead(head) * work.q_head +
+               int64_t{work.chunk.first_row - work.chunk.first_position} * work.q_row;
+  const int thread = static_cast<int>(threadIdx.x), groups = kCompareThreads / dim;
+  const int group = thread / dim, channel = thread % dim;
+  int count = 0;
+  for (int first = 0; first < cell_rows; first += kCompareThreads) {
+    const int row = first + thread;
+    count += __syncthreads_count(row < cell_rows && positions[row] >= 0);
+  }
+  float sum = 0.0f;
+#pragma unroll 4
+  for (int row = group; row < cell_rows; row += groups) {
+    const int position = group < groups ? positions[row] : -1;
+    if (position >= 0) sum += ToF32(q[position * work.q_row + channel]);
+  }
+  sums[thread] = sum;
+  __syncthreads();
+  if (thread < dim) {
+    float total = 0.0f;
+    for (int i = 0; i < groups; ++i) total += sums[i * dim + thread];
+    mean[thread] = total / static_cast<float>(count);
+  }
+  __syncthreads();
+  return count;
 }
 
 // The square root of the Jensen-Shannon divergence between what a cell's probe reads of the blocks
 // and the pooled row of its mean (FlexPrefill, Lai et al. 2025), against js_threshold.
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kCompareThreads)
     CompareMapsKernel(const __grid_constant__ RangeWork work) {
-  __shared__ float mean[kThreads], tops[kWarps], totals[kWarps];
-  __shared__ double sums[kWarps];
+  __shared__ float mean[kDimMax], row_sums[kCompareThreads], tops[32], totals[32];
+  __shared__ double sums[32];
   LetNextStart();
   WaitForPrevious();
   const int cell = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
   if (ModeOf(work, work.QHead(head)) != HeadMode::kProbe) return;
-  const int count = MeanOfProbe<T>(work, head, cell, mean);
-  __syncthreads();
+  const int count = MeanOfProbe<T>(work, head, cell, row_sums, mean);
   const int blocks = (CellRows(work, cell).end - 1) / work.path.block_tokens + 1;
   const int64_t list = int64_t{head} * work.cells + cell;
   float* pooled = work.pooled + list * work.key_blocks;
   const float* keys =
       work.mean_keys + int64_t{head / work.members} * work.head_dim * work.key_blocks;
   float top = -INFINITY, total = 0.0f;
-  for (int block = static_cast<int>(threadIdx.x); block < blocks; block += kThreads) {
+  for (int block = static_cast<int>(threadIdx.x); block < blocks; block += kCompareThreads) {
     float sum = 0.0f;
 #pragma unroll 8
     for (int i = 0; i < work.head_dim; ++i) {
@@ -199,22 +211,25 @@ __global__ void __launch_bounds__(kThreads)
     pooled[block] = sum;
     top = fmaxf(top, sum);
   }
-  top = JoinWarps(WarpMax(top), tops, [](float x, float y) { return fmaxf(x, y); });
-  for (int block = static_cast<int>(threadIdx.x); block < blocks; block += kThreads) {
+  top =
+      JoinWarps<kCompareThreads>(WarpMax(top), tops, [](float x, float y) { return fmaxf(x, y); });
+  for (int block = static_cast<int>(threadIdx.x); block < blocks; block += kCompareThreads) {
     pooled[block] = expf(pooled[block] - top);
     total += pooled[block];
   }
-  total = JoinWarps(WarpSum(total), totals, [](float x, float y) { return x + y; });
+  total =
+      JoinWarps<kCompareThreads>(WarpSum(total), totals, [](float x, float y) { return x + y; });
   const float* probed = work.unit_sums + list * work.key_blocks;
   double divergence = 0.0;
-  for (int block = static_cast<int>(threadIdx.x); block < blocks; block += kThreads) {
+  for (int block = static_cast<int>(threadIdx.x); block < blocks; block += kCompareThreads) {
     const double a = static_cast<double>(pooled[block] / total);
     const double b = static_cast<double>(probed[block] / static_cast<float>(count));
     const double middle = (a + b) / 2.0;
     if (a > 0.0) divergence += a * log(a / middle) / 2.0;
     if (b > 0.0) divergence += b * log(b / middle) / 2.0;
   }
-  divergence = JoinWarps(WarpSum(divergence), sums, [](double x, double y) { return x + y; });
+  divergence = JoinWarps<kCompareThreads>(WarpSum(divergence), sums,
+                                          [](double x, double y) { return x + y; });
   if (threadIdx.x != 0) return;
   const auto distance = static_cast<float>(sqrt(fmax(divergence, 0.0)));
   work.reads_map[int64_t{head} * work.chunk_cells + work.CellOffset() + cell] =
@@ -244,7 +259,7 @@ Status CombineRangeParts(const RangeWork& work, cudaStream_t stream) {
 Status CompareRangeMaps(const RangeWork& work, DType dtype, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(work.cells), static_cast<unsigned>(work.head_count()));
   return WithType(dtype, [&](auto type) {
-    return Launch(CompareMapsKernel<decltype(type)>, grid, dim3(kThreads), 0, stream, work);
+    return Launch(CompareMapsKernel<decltype(type)>, grid, dim3(kCompareThreads), 0, stream, work);
   });
 }
 

@@ -18,6 +18,10 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kTileElements = kRangeTileRows * kRangeTileColumns;
 constexpr int kRowChunks = kRangeTileColumns / kVector;
+constexpr int kPacks = kRangeTileRows * kRowChunks / kThreads;  // of a thread
+
+// Row of a tile that pack `i` of a thread belongs to.
+__device__ int RowOf(int thread, int i) { return (i * kThreads + thread) / kRowChunks; }
 
 // Where chunk `chunk` of a row lies in its tile.
 template <typename T>
@@ -45,6 +49,47 @@ __device__ Pack<T> PackOfInner(const RangeWork& work, int inner, Vector&& vector
   return pack;
 }
 
+// Sums of the keys of a tile's blocks, eight channels of a thread: of its four rows the first two
+// lie in the tile's first 64 rows. Adds them up and writes the means of the blocks (FlexPrefill's
+// pooled keys), so that they need no reading of their own.
+template <typename T>
+__device__ void WriteMeans(const RangeWork& work, int kv, int tile, int step,
+                           const Pack<T> (&packs)[kPacks]) {
+  __shared__ float sums[kThreads / 32][2][kRangeTileColumns];
+  const int thread = static_cast<int>(threadIdx.x);
+  float sum[2][kVector] = {};
+#pragma unroll
+  for (int i = 0; i < kPacks; ++i) {
+    float values[kVector];
+    Unpack(packs[i], values);
+#pragma unroll
+    for (int e = 0; e < kVector; ++e) sum[2 * i / kPacks][e] += values[e];
+  }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+#pragma unroll
+    for (int e = 0; e < kVector; ++e) {
+      float value = sum[half][e];
+      value += __shfl_xor_sync(~0u, value, kRowChunks);
+      value += __shfl_xor_sync(~0u, value, 2 * kRowChunks);
+      if (thread % 32 < kRowChunks) sums[thread / 32][half][thread % 32 * kVector + e] = value;
+    }
+  }
+  __syncthreads();
+  const int size = work.path.block_tokens, halves = size / 64;  // of a block
+  const int part = thread / kRangeTileColumns, column = thread % kRangeTileColumns;
+  const int channel = step * kRangeTileColumns + column;
+  const int block = tile * (kRangeTileRows / size) + part;
+  if (part * halves >= 2 || channel >= work.head_dim || block >= work.key_blocks) return;
+  float total = 0.0f;
+  for (int half = part * halves; half < (part + 1) * halves; ++half) {
+    for (int warp = 0; warp < kThreads / 32; ++warp) total += sums[warp][half][column];
+  }
+  const int count = min(work.keys - block * size, size);
+  work.mean_keys[(int64_t{kv} * work.head_dim + channel) * work.key_blocks + block] =
+      total / static_cast<float>(count);
+}
+
 template <typename T>
 __global__ void __launch_bounds__(kThreads) PackKeysKernel(const __grid_constant__ RangeWork work) {
   LetNextStart();
@@ -56,15 +101,23 @@ __global__ void __launch_bounds__(kThreads) PackKeysKernel(const __grid_constant
       static_cast<T*>(work.packed_keys) +
       (int64_t{kv} * work.product.key_tiles * work.product.steps + blockIdx.x) * kTileElements;
   const RangeKeys<T> keys(work, work.first_kv + kv);
-  for (int at = static_cast<int>(threadIdx.x); at < kRangeTileRows * kRowChunks; at += kThreads) {
-    const int row = at / kRowChunks, chunk = at % kRowChunks;
-    const int packed = tile * kRangeTileRows + row;
+  const int thread = static_cast<int>(threadIdx.x), chunk = thread % kRowChunks;
+  Pack<T> packs[kPacks];
+#pragma unroll
+  for (int i = 0; i < kPacks; ++i) {
+    const int packed = tile * kRangeTileRows + RowOf(thread, i);
     const int token = (work.spreads() ? ChunkKey(packed) : packed) * work.product.stride;
-    const Pack<T> pack = PackOfInner<T>(
+    packs[i] = PackOfInner<T>(
         work, step * kRangeTileColumns + chunk * kVector,
         [&](int r, int channel, Pack<T>* out) { keys.Load(token + r, channel, out); },
         [&](int r, int channel) { return keys.Load(token + r, channel); });
-    *reinterpret_cast<Pack<T>*>(to + ChunkAt<T>(row, chunk)) = pack;
+  }
+#pragma unroll
+  for (int i = 0; i < kPacks; ++i) {
+    *reinterpret_cast<Pack<T>*>(to + ChunkAt<T>(RowOf(thread, i), chunk)) = packs[i];
+  }
+  if (work.path.estimate == EstimateKind::kProbePooled) {
+    WriteMeans(work, kv, tile, step, packs);
   }
 }
 

@@ -208,7 +208,9 @@ Status RunRows(const RangeWork& work, DType dtype, const DeviceTraits& traits,
 // One slice of heads: all rows, then the ranges.
 Status RunHeads(RangeWork work, const SliceSize& size, DType dtype, const DeviceTraits& traits,
                 cudaStream_t stream) {
-  if (Means(work)) LACUNA_RETURN_IF_ERROR(RangeMeanKeys(work, dtype, stream));
+  // Of a probe with a map the packing of keys leaves their means.
+  const bool packed = work.path.estimate == EstimateKind::kProbePooled;
+  if (Means(work) && !packed) LACUNA_RETURN_IF_ERROR(RangeMeanKeys(work, dtype, stream));
   if (work.packed_keys != nullptr) LACUNA_RETURN_IF_ERROR(PackRangeKeys(work, dtype, stream));
   for (int64_t first = work.chunk.first_position; first < work.keys;) {
     const int64_t cell = work.path.cell_tokens;
