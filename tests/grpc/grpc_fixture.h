@@ -140,7 +140,7 @@ class GrpcFixture : public testing::Test {
   // Waits for what the engine does on its own thread; a generous bound, never a fixed sleep.
   template <typename Condition>
   static bool Eventually(Condition condition) {
-    const TimePoint until = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+    const TimePoint until = std::chrono::steady_clock::now() + std::chrono::seconds(120);
     while (!condition()) {
       if (std::chrono::steady_clock::now() > until) return false;
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
