@@ -3,7 +3,7 @@
 // Two launches: one measures all chunks of all rows at the speed of memory; the other chooses, a
 // block for a row, which reads of it only the few chunks that matter. Rows that have to be looked
 // at as a whole, as for a top_p, belong to a cluster of up to 16 blocks (sm_90), as many as fill
-// the device, which keep of their part in shared memory what fits, and measure it on the way.
+// the device, which read them once more and keep what may be chosen in shared memory.
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -15,6 +15,9 @@
 
 namespace lacuna::kernels::cuda {
 namespace {
+
+constexpr int kTeamsOnMultiprocessor = 1;  // blocks of teams
+constexpr int kAloneOnMultiprocessor = 2;  // blocks with a row of their own
 
 // Waits first: what it lets start may read what is older than it.
 __global__ void __launch_bounds__(kMeasureThreads, kMeasureBlocks)
@@ -41,10 +44,11 @@ __device__ SampleRow LoadRow(const SampleRow& from) {
           .logprobs = __ldcg(&from.logprobs)};
 }
 
-// Reads the rows' parameters, and copies logits, before it waits for MeasureKernel, which writes
-// neither and has waited for whoever did.
+// Reads the rows' parameters before it waits for MeasureKernel, which does not write them and has
+// waited for whoever did.
 template <bool kCluster>
-__global__ void __launch_bounds__(kSampleThreads, kCluster ? 1 : 2)
+__global__ void __launch_bounds__(kSampleThreads,
+                                  kCluster ? kTeamsOnMultiprocessor : kAloneOnMultiprocessor)
     ChooseKernel(const SampleParams params) {
   LetNextStart();
   const SampleRow row = LoadRow(params.rows[blockIdx.y]);
@@ -52,9 +56,8 @@ __global__ void __launch_bounds__(kSampleThreads, kCluster ? 1 : 2)
     const Team<true> team;
     team.Arrive();
     if (IsWide(row)) {
-      RowSampler<true> sampler(params, team, row);
-      sampler.Run();
-      return sampler.Drain();
+      RowSampler<true>(params, team, row).Run();
+      return;
     }
     if (team.rank != 0) return;  // the first one waits, for all
   }
@@ -81,8 +84,15 @@ struct ClusterLaunch final {
   ClusterLaunch& operator=(const ClusterLaunch&) = delete;
 };
 
-// How many clusters of so many blocks run at once: a property of the device, as a block fills a
-// multiprocessor.
+// Shared memory of a block: so much that so many have room, if that is enough.
+int64_t SharedBytes(int64_t all, int64_t blocks_on_multiprocessor, const DeviceTraits& traits) {
+  constexpr int64_t kReserved = 1024;  // of each block
+  const int64_t share =
+      (traits.shared_bytes_max + kReserved) / blocks_on_multiprocessor - kReserved;
+  return std::max(share / 128 * 128, SharedPlan::Of(all, kListMax).bytes);
+}
+
+// How many clusters of so many blocks run at once: a property of the device.
 Result<int64_t> ClustersAtOnce(int64_t blocks, int64_t shared_bytes) {
   static std::array<std::atomic<int>, kTeamMax + 1> known{};
   int clusters = known[static_cast<size_t>(blocks)];
@@ -96,38 +106,22 @@ Result<int64_t> ClustersAtOnce(int64_t blocks, int64_t shared_bytes) {
   return clusters;
 }
 
-// How the blocks of a row divide its chunks.
-struct Division final {
-  int64_t blocks = 1;
-  int64_t chunks = 0;    // of a block
-  int64_t resident = 0;  // of them
-  int64_t shared_bytes = 0;
-
-  Division(int64_t all, int64_t blocks_of_row, const DeviceTraits& traits)
-      : blocks(blocks_of_row), chunks(CeilDiv(all, blocks_of_row)) {
-    constexpr int64_t kPad = 128;  // of SharedPlan
-    const int64_t rest = traits.shared_bytes_max - SharedPlan::Of(all, 0).bytes - kPad;
-    if (blocks > 1) resident = std::clamp<int64_t>(rest / (kChunk * 4 + 8), 0, chunks);
-    shared_bytes = SharedPlan::Of(all, resident).bytes;
-  }
-};
-
 // As many blocks for a row as let all rows run at once, but two at least; 16 is what sm_90 allows
 // beyond the portable 8.
-Result<Division> Divide(int64_t rows, int64_t all, const DeviceTraits& traits) {
-  if (traits.major < 9 || all == 1) return Division(all, 1, traits);
+Result<int64_t> TeamBlocks(int64_t rows, int64_t all, const DeviceTraits& traits) {
+  if (traits.major < 9 || all == 1) return 1;
+  const int64_t shared_bytes = SharedBytes(all, kTeamsOnMultiprocessor, traits);
   LACUNA_CUDA_RETURN_IF_ERROR(cudaFuncSetAttribute(ChooseKernel<true>,
                                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                   static_cast<int>(traits.shared_bytes_max)));
+                                                   static_cast<int>(shared_bytes)));
   LACUNA_CUDA_RETURN_IF_ERROR(
       cudaFuncSetAttribute(ChooseKernel<true>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
   for (int64_t blocks = traits.major == 9 ? kTeamMax : 8; blocks > 2; blocks /= 2) {
-    if (blocks * rows > traits.sm_count || blocks > all) continue;
-    const Division division(all, blocks, traits);
-    LACUNA_ASSIGN_OR_RETURN(const int64_t clusters, ClustersAtOnce(blocks, division.shared_bytes));
-    if (clusters >= rows) return division;
+    if (blocks * rows > traits.sm_count * kTeamsOnMultiprocessor || blocks > all) continue;
+    LACUNA_ASSIGN_OR_RETURN(const int64_t clusters, ClustersAtOnce(blocks, shared_bytes));
+    if (clusters >= rows) return blocks;
   }
-  return Division(all, 2, traits);
+  return 2;
 }
 
 // Neighbours that a block measures: so many that all blocks run at once.
@@ -164,7 +158,10 @@ Status Sample(const SampleArgs& args, const DeviceTraits& traits, const Workspac
     return InternalError("Sample: the workspace is too small");
   }
   const int64_t all = CeilDiv(vocab, kChunk);
-  LACUNA_ASSIGN_OR_RETURN(const Division division, Divide(rows, all, traits));
+  LACUNA_ASSIGN_OR_RETURN(const int64_t blocks, TeamBlocks(rows, all, traits));
+  const int64_t shared_bytes =
+      SharedBytes(all, blocks > 1 ? kTeamsOnMultiprocessor : kAloneOnMultiprocessor, traits);
+  const int64_t room = shared_bytes - SharedPlan::Of(all, 0).bytes;
   const auto* logits = args.logits.as<float>();
   auto* const changed = static_cast<float*>(workspace.data);
   const SampleParams params{
@@ -182,21 +179,20 @@ Status Sample(const SampleArgs& args, const DeviceTraits& traits, const Workspac
       .vocab = static_cast<int>(vocab),
       .all = static_cast<int>(all),
       .measured_chunks = static_cast<int>(MeasuredChunks(rows, all, traits)),
-      .chunks = static_cast<int>(division.chunks),
-      .resident = static_cast<int>(division.resident),
+      .chunks = static_cast<int>(CeilDiv(all, blocks)),
+      .gathered_max = static_cast<int>(room / int64_t{sizeof(Gathered)}),
       .aligned = reinterpret_cast<uintptr_t>(logits) % 16 == 0 &&
-                 (rows == 1 || args.logits.stride(0) % 4 == 0),
-      .teams = division.blocks > 1};
+                 (rows == 1 || args.logits.stride(0) % 4 == 0)};
   LACUNA_RETURN_IF_ERROR(Measure(params, rows, stream));
-  if (division.blocks > 1) {
-    const ClusterLaunch launch(division.blocks, rows, division.shared_bytes, stream);
+  if (blocks > 1) {
+    const ClusterLaunch launch(blocks, rows, shared_bytes, stream);
     return CudaStatus(cudaLaunchKernelEx(&launch.config, ChooseKernel<true>, params), "Sample");
   }
   LACUNA_CUDA_RETURN_IF_ERROR(cudaFuncSetAttribute(ChooseKernel<false>,
                                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                   static_cast<int>(division.shared_bytes)));
+                                                   static_cast<int>(shared_bytes)));
   return Launch(ChooseKernel<false>, dim3(1, static_cast<unsigned>(rows)), dim3(kSampleThreads),
-                static_cast<size_t>(division.shared_bytes), stream, params);
+                static_cast<size_t>(shared_bytes), stream, params);
 }
 
 }  // namespace lacuna::kernels::cuda

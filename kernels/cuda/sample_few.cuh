@@ -13,24 +13,29 @@ constexpr uint32_t kFewRank = 128;  // up to here the chunks' greatest values ar
 
 // The tokens of the domain to the list, the block's part being the whole row; after them `mine` has
 // for each how many are before it and their mass. Returns their number, 0 when they are too many.
-__device__ __forceinline__ int ListFew(const RowPart& part, const Domain& domain) {
+__device__ __forceinline__ int ListFew(const Domain& domain) {
   SelectScratch& s = SharedSelect();
-  if (threadIdx.x == 0) s.cursor = 0;  // a barrier follows
-  part.Visit(domain, [&](int chunk, const LaneChunk& x) {
-    x.ForEach([&](int i, float value) {
-      const float scaled = domain.Scaled(value);
-      if (!(scaled >= domain.floor)) return;
-      const int at = atomicAdd(&s.cursor, 1);
-      if (at >= kListMax) return;
-      s.list[at] = {domain.Key(value, scaled, chunk * kChunk + LaneChunk::Token(i)),
-                    MassUnits(MassOf(scaled))};
-    });
-  });
+  if (threadIdx.x == 0) s.cursor = 0;  // barriers follow
+  Gather(domain);
+  __syncthreads();
+  const int gathered = s.gathered;
+  const auto* const tokens = RowPart::At<Gathered>(s.part.gathered_at);
+  if (gathered > s.part.gathered_max) return 0;
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x); i < gathered; i += kSampleThreads) {
+    const Gathered token = tokens[i];
+    const float scaled = domain.Scaled(token.value);
+    if (!(scaled >= domain.floor)) continue;
+    const int at = atomicAdd(&s.cursor, 1);
+    if (at < kListMax) {
+      s.list[at] = {domain.Key(token.value, scaled, token.token), MassUnits(MassOf(scaled))};
+    }
+  }
   __syncthreads();
   const int count = s.cursor;
   __syncthreads();  // whoever lists next starts anew
   if (count > kListMax) return 0;
-  Compare(count, [&](int i, uint32_t tokens, uint64_t mass) { s.mine[i] = {tokens, mass}; });
+  Compare(count, [&](int i, uint32_t before, uint64_t mass) { s.mine[i] = {before, mass}; });
   __syncthreads();
   return count;
 }
@@ -71,10 +76,10 @@ __device__ __forceinline__ void WeighFew(const RowPart& part, int count, uint64_
   const SelectScratch& s = SharedSelect();
   const auto i = static_cast<int>(threadIdx.x);
 #pragma unroll 1
-  for (int chunk = i; chunk < part.end; chunk += kSampleThreads) part.Mass()[chunk] = 0;
+  for (int chunk = i; chunk < part.end; chunk += kSampleThreads) part.Mass(chunk) = 0;
   __syncthreads();
   if (i < count && s.list[i].key <= last) {
-    atomicAdd(reinterpret_cast<unsigned long long*>(&part.Mass()[TokenOf(s.list[i].key) / kChunk]),
+    atomicAdd(reinterpret_cast<unsigned long long*>(&part.Mass(TokenOf(s.list[i].key) / kChunk)),
               static_cast<unsigned long long>(s.list[i].mass));
   }
   __syncthreads();

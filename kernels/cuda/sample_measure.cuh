@@ -16,7 +16,8 @@ constexpr int kMeasureBlocks = 8;  // on a multiprocessor
 
 // Of a chunk. A greatest value of +inf says that there is a NaN or +inf.
 struct alignas(16) ChunkStats final {
-  float raw_greatest;  // of the logits as they came
+  float raw_greatest;  // of the logits as they came, where log probabilities are wanted or they are
+                       // changed; else 0
   float raw_sum;       // of e^(logit - raw_greatest), where log probabilities are wanted
   float greatest;      // after edits and mask
   float sum;  // of e^((value - greatest) / temperature); of a greedy row the bits of an int32, the
@@ -39,9 +40,8 @@ struct SampleParams final {
   int all;              // chunks of a row
   int measured_chunks;  // of a block of the first launch
   int chunks;           // of a block of the second
-  int resident;         // the first of them: in shared memory
+  int gathered_max;     // tokens of a selection in shared memory
   bool aligned;         // rows of logits to 16 bytes
-  bool teams;           // wide rows have several blocks in the second launch
 };
 
 __device__ inline float Edited(float logit, const LogitEdit& edit, const SampleRow& row) {
@@ -85,22 +85,12 @@ __device__ inline float PlaceOf(const LaneChunk& x, float greatest) {
   return __uint_as_float(__reduce_min_sync(~0u, place));
 }
 
-// Whether a row is for a team: one for which most of its chunks may have to be looked at.
-__device__ inline bool IsWide(const SampleRow& row) {
-  constexpr int kTopKFew = 256;
-  constexpr float kMinPFew = 0.01f;
-  if (row.forced_token >= 0 || row.temperature == 0.0f) return false;
-  if (row.top_k > 0) return row.top_k > kTopKFew;
-  return row.top_p < 1.0f || (row.min_p > 0.0f && row.min_p < kMinPFew);
-}
-
 // What a row asks for.
 struct RowPlan final {
   bool ranked;    // log probabilities
   bool draws;     // else greedy, or forced
   bool edited;    // has edits
   bool changes;   // the choice is not from the logits as they came
-  bool by_team;   // where there are teams: measured by the team that chooses, as it arrives
   float inverse;  // of the temperature
 
   __device__ RowPlan(const SampleRow& row, const SampleParams& params) {
@@ -109,8 +99,8 @@ struct RowPlan final {
     draws = !forced && row.temperature != 0.0f;
     edited = !forced && row.edits_end > row.edits_begin;
     changes = !forced && (edited || params.mask != nullptr);
-    by_team = !changes && IsWide(row);
-    inverse = static_cast<float>(1.0 / max(static_cast<double>(row.temperature), 1e-6));
+    constexpr float kTemperatureMin = 1e-6f;  // below, this would overflow
+    inverse = __frcp_rn(fmaxf(row.temperature, kTemperatureMin));
   }
 };
 
@@ -128,40 +118,44 @@ class ChunkMeasure final {
     const SampleRow& row = p_.rows[index_];
     const RowPlan plan(row, p_);
     if (plan.edited) Edit(row);
-    int first = begin_ + WarpIndex();
-    if (p_.teams && plan.by_team) {  // all but the tail
-      while (first < end_ && (first + 1) * kChunk <= p_.vocab) first += kMeasureWarps;
-    }
-    for (int chunk = first; chunk < end_; chunk += kMeasureWarps) {
+    for (int chunk = begin_ + WarpIndex(); chunk < end_; chunk += kMeasureWarps) {
       LaneChunk x;
       LoadLogits(chunk, x);
       if ((chunk + 1) * kChunk > p_.vocab) StoreWhole(x, p_.tails + index_ * kChunk);
-      ChunkStats stats{};
-      stats.raw_greatest = GreatestOf(x);
-      if (plan.ranked) stats.raw_sum = SumOf(x, stats.raw_greatest, 1.0f);
-      stats.greatest = stats.raw_greatest;
-      if (plan.changes) {
-        if (plan.edited) LoadAligned(changed_ + chunk * kChunk, x);
-        if (p_.mask != nullptr) Mask(chunk, x);
-        StoreWhole(x, changed_ + chunk * kChunk);
+      ChunkStats stats;
+      bool raw = plan.ranked || plan.changes;
+      if (!raw) stats.raw_greatest = stats.raw_sum = 0.0f;
+#pragma unroll 1
+      for (;;) {  // as they came, if that is asked for; then what the choice is from
+        const bool sums = raw ? plan.ranked : plan.draws;
         stats.greatest = GreatestOf(x);
+        stats.sum =
+            sums ? SumOf(x, stats.greatest, raw ? 1.0f : plan.inverse) : PlaceOf(x, stats.greatest);
+        if (!raw) break;
+        raw = false;
+        stats.raw_greatest = stats.greatest;
+        stats.raw_sum = stats.sum;
+        if (plan.changes) Change(plan, chunk, x);
       }
-      stats.sum = plan.draws ? SumOf(x, stats.greatest, plan.inverse) : PlaceOf(x, stats.greatest);
       if (LaneIndex() == 0) p_.stats[static_cast<int64_t>(index_) * p_.all + chunk] = stats;
     }
   }
 
  private:
-  // -inf behind the row; nothing behind the block's chunks.
+  // -inf behind the row.
   __device__ void LoadLogits(int chunk, LaneChunk& x) const {
-    if (chunk >= end_) return;
     const float* const from = p_.logits + index_ * p_.logits_stride + chunk * kChunk;
     const int count = p_.vocab - chunk * kChunk;
-    if (count >= kChunk) return LoadWhole(from, p_.aligned, x);
-#pragma unroll
-    for (int i = 0; i < kLaneValues; ++i) {
-      x.values[i] = LaneChunk::Token(i) < count ? from[LaneChunk::Token(i)] : -INFINITY;
+    if (count >= kChunk && p_.aligned) {
+      LoadAligned(from, x);
+    } else {
+      LoadUnaligned(from, count, x);
     }
+  }
+  __device__ void Change(const RowPlan& plan, int chunk, LaneChunk& x) const {
+    if (plan.edited) LoadAligned(changed_ + chunk * kChunk, x);
+    if (p_.mask != nullptr) Mask(chunk, x);
+    StoreWhole(x, changed_ + chunk * kChunk);
   }
   // Copies the block's chunks and changes the copies.
   __device__ void Edit(const SampleRow& row) const {

@@ -20,27 +20,34 @@ constexpr float kLogprobFloor = -9999.0f;
 constexpr double kLn2 = 0.69314718055994530942;
 constexpr double kMassBits = 42.0;
 
-// Behind SelectScratch in shared memory; sizes are the same in all blocks.
+// Behind SelectScratch in shared memory.
 struct SharedPlan final {
   int64_t greatest;
-  int64_t sum;
   int64_t mass;
+  int64_t place;
   int64_t visit;
-  int64_t loaded;
-  int64_t resident;
+  int64_t gathered;
   int64_t bytes;
-  static constexpr __host__ __device__ SharedPlan Of(int64_t all, int64_t resident_chunks) {
+  static constexpr __host__ __device__ SharedPlan Of(int64_t all, int64_t gathered_max) {
     SharedPlan plan{};
     plan.greatest = RoundUp(int64_t{sizeof(SelectScratch)}, 16);
-    plan.sum = plan.greatest + all * 4;
-    plan.mass = RoundUp(plan.sum + all * 4, 8);
-    plan.visit = plan.mass + all * 8;
-    plan.loaded = RoundUp(plan.visit + all * 2, 8);
-    plan.resident = RoundUp(plan.loaded + resident_chunks * 8, 128);
-    plan.bytes = plan.resident + resident_chunks * kChunk * 4;
+    plan.mass = RoundUp(plan.greatest + all * 4, 8);
+    plan.place = plan.mass + all * 8;
+    plan.visit = plan.place + all * 4;
+    plan.gathered = RoundUp(plan.visit + all * 2, 8);
+    plan.bytes = plan.gathered + gathered_max * int64_t{sizeof(Gathered)};
     return plan;
   }
 };
+
+// Whether a row is for a team: one for which most of its chunks may have to be looked at.
+__device__ inline bool IsWide(const SampleRow& row) {
+  constexpr int kTopKFew = 256;
+  constexpr float kMinPFew = 0.01f;
+  if (row.forced_token >= 0 || row.temperature == 0.0f) return false;
+  if (row.top_k > 0) return row.top_k > kTopKFew;
+  return row.top_p < 1.0f || (row.min_p > 0.0f && row.min_p < kMinPFew);
+}
 
 // Finalizer of SplitMix64 (Steele et al. 2014).
 __device__ inline uint64_t Mix(uint64_t x) {
@@ -50,10 +57,13 @@ __device__ inline uint64_t Mix(uint64_t x) {
   return x ^ (x >> 31);
 }
 
-// floor(u * total), u in [0, 1) of 53 bits, a function of (seed, index) alone; exact.
-__device__ inline uint64_t UniformBelow(uint64_t seed, int64_t index, uint64_t total) {
+// 53 bits, a function of (seed, index) alone: u * 2^53, u in [0, 1).
+__device__ inline uint64_t UniformBits(uint64_t seed, int64_t index) {
   const uint64_t mixed = Mix(static_cast<uint64_t>(index));
-  const uint64_t bits = Mix(Mix(seed) ^ (mixed << 32 | mixed >> 32)) >> 11;
+  return Mix(Mix(seed) ^ (mixed << 32 | mixed >> 32)) >> 11;
+}
+// floor(u * total), exact.
+__device__ inline uint64_t UniformBelow(uint64_t bits, uint64_t total) {
   return __umul64hi(bits, total) << 11 | (bits * total) >> 53;
 }
 
@@ -67,36 +77,31 @@ class RowSampler final {
         exchange_(team),
         index_(static_cast<int>(blockIdx.y)),
         row_(row),
-        plan_(row, params) {
-    const int resident = kBulk ? p_.resident : 0;
-    const SharedPlan plan = SharedPlan::Of(p_.all, resident);
+        plan_(row, params),
+        uniform_(UniformBits(row.seed, row.index)),
+        floor_(row.min_p > 0.0f
+                   ? max(kLowest, static_cast<float>(log(static_cast<double>(row.min_p))))
+                   : kLowest) {
+    const SharedPlan plan = SharedPlan::Of(p_.all, p_.gathered_max);
     part_.row = p_.logits + index_ * p_.logits_stride;
     part_.tail = p_.tails + index_ * kChunk;
-    part_.resident_at = static_cast<int>(plan.resident);
-    part_.loaded_at = static_cast<int>(plan.loaded);
     part_.greatest_at = static_cast<int>(plan.greatest);
-    part_.sum_at = static_cast<int>(plan.sum);
     part_.mass_at = static_cast<int>(plan.mass);
+    part_.place_at = static_cast<int>(plan.place);
     part_.visit_at = static_cast<int>(plan.visit);
+    part_.gathered_at = static_cast<int>(plan.gathered);
+    part_.gathered_max = p_.gathered_max;
     part_.begin = min(team.size > 1 ? team.rank * p_.chunks : 0, p_.all);
     part_.end = team.size > 1 ? min(part_.begin + p_.chunks, p_.all) : p_.all;
-    part_.resident = 0;
     part_.vocab = p_.vocab;
     part_.aligned = p_.aligned;
   }
 
-  // After team.Arrive(). The logits are older than the launch before, which lets this one start
-  // only once it has waited for them: copies of them may start before it has ended.
+  // After team.Arrive().
   __device__ __forceinline__ void Run() {
-    if constexpr (kBulk) {
-      if (!plan_.changes) Fetch();
-    }
+    Publish();
     WaitForPrevious();
     if constexpr (kBulk) team_.Wait();
-    Publish();
-    if constexpr (kBulk) {
-      if (plan_.by_team) Measure();
-    }
     uint64_t first = LoadStats(plan_.ranked);
     if (first == kBroken) return Fail(SampleResult::kNotANumber);
     if (ValueOf(first) == -INFINITY) return Fail(SampleResult::kImpossible);
@@ -104,7 +109,6 @@ class RowSampler final {
     if (row_.forced_token >= 0) return Finish(row_.forced_token);
     if (plan_.changes) {
       UseChanged();
-      if constexpr (kBulk) Fetch();
       Publish();
       __syncthreads();
     }
@@ -114,16 +118,10 @@ class RowSampler final {
     if (!plan_.draws) return Finish(GreedyToken(TokenOf(first)));
     const bool cuts = row_.top_k > 0 || row_.top_p < 1.0f || row_.min_p > 0.0f;
     if (cuts) return Draw(Cut(greatest), greatest);
-    const uint64_t mass = Weigh(greatest, plan_.inverse);
-    Draw({kLastKey, kLowest, {0, mass, mass}}, greatest);
-  }
-  // The block may end: nothing arrives in its shared memory any more.
-  __device__ void Drain() const {
-    if constexpr (kBulk) {
-#pragma unroll 1
-      for (int i = static_cast<int>(threadIdx.x); i < part_.resident; i += kSampleThreads) {
-        BarrierWait(part_.Loaded(part_.begin + i), 0);
-      }
+    WeighChunks(greatest, plan_.inverse);
+    __syncthreads();  // what BlockMin left has been read
+    if (PickChunk([this](uint64_t total) { return UniformBelow(uniform_, total); })) {
+      Walk(kLastKey, kLowest, greatest);
     }
   }
 
@@ -138,22 +136,6 @@ class RowSampler final {
     Share share;
   };
 
-  // Starts the copies of the first whole chunks to shared memory. A barrier of the block has to
-  // follow before they are awaited.
-  __device__ void Fetch() {
-    const int whole = part_.aligned ? p_.vocab / kChunk : 0;
-    part_.resident = max(0, min(p_.resident, min(part_.end, whole) - part_.begin));
-#pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x); i < part_.resident; i += kSampleThreads) {
-      const int chunk = part_.begin + i;
-      const uint32_t barrier = part_.Loaded(chunk);
-      BarrierInit(barrier, 1);
-      FenceBarrierInit();
-      BarrierArriveExpect(barrier, kChunk * 4);
-      BulkCopyToShared(SharedAddress(part_.Resident(chunk)),
-                       part_.row + static_cast<int64_t>(chunk) * kChunk, kChunk * 4, barrier);
-    }
-  }
   // The row is the changed one, which is whole.
   __device__ void UseChanged() {
     part_.row = p_.changed + index_ * p_.changed_stride;
@@ -165,19 +147,6 @@ class RowSampler final {
     if (threadIdx.x == 0) SharedSelect().part = part_;
   }
 
-  // What the first launch does for other rows.
-  __device__ __forceinline__ void Measure() const {
-    __syncthreads();  // the barriers of copies are there
-    part_.VisitAll([&](int chunk, const LaneChunk& x) {
-      ChunkStats stats{};
-      stats.raw_greatest = GreatestOf(x);
-      if (plan_.ranked) stats.raw_sum = SumOf(x, stats.raw_greatest, 1.0f);
-      stats.greatest = stats.raw_greatest;
-      stats.sum = SumOf(x, stats.greatest, plan_.inverse);
-      if (LaneIndex() == 0) p_.stats[static_cast<int64_t>(index_) * p_.all + chunk] = stats;
-    });
-    team_.Barrier();
-  }
   // Greatest values and sums of the chunks to shared memory: before edits and mask, or after.
   // Returns the key of the first chunk with the greatest value, or kBroken.
   __device__ __forceinline__ uint64_t LoadStats(bool raw) const {
@@ -187,28 +156,39 @@ class RowSampler final {
     for (int i = static_cast<int>(threadIdx.x); i < p_.all; i += kSampleThreads) {
       const float4 four = *reinterpret_cast<const float4*>(&stats[i]);
       const float greatest = raw ? four.x : four.z;
-      part_.Greatest()[i] = greatest;
-      part_.Sum()[i] = raw ? four.y : four.w;
+      part_.Greatest(i) = greatest;
+      part_.Sum(i) = raw ? four.y : four.w;
       const bool broken = four.x == INFINITY || four.z == INFINITY;
       first = min(first, broken ? kBroken : KeyOf(greatest, i));
     }
     return BlockMin(first);
   }
 
-  // The mass of the whole row at 1 / temperature `inverse`, and of each chunk.
-  __device__ __forceinline__ uint64_t Weigh(float greatest, float inverse) {
+  // The mass of each chunk at 1 / temperature `inverse`; after barriers. Returns the sum over those
+  // of the thread, which are neighbours.
+  __device__ __forceinline__ uint64_t WeighChunks(float greatest, float inverse) {
     uint64_t mass = 0;
 #pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x); i < p_.all; i += kSampleThreads) {
-      const float scaled = __fmul_rn(__fsub_rn(part_.Greatest()[i], greatest), inverse);
-      const uint64_t of_chunk = MassUnits(part_.Sum()[i] * expf(scaled));
-      part_.Mass()[i] = of_chunk;
+    for (int i = FirstOfThread(0, p_.all); i < FirstOfThread(1, p_.all); ++i) {
+      const float scaled = __fmul_rn(__fsub_rn(part_.Greatest(i), greatest), inverse);
+      const uint64_t of_chunk = MassUnits(part_.Sum(i) * expf(scaled));
+      part_.Mass(i) = of_chunk;
       mass += of_chunk;
     }
-    __syncthreads();  // sums of the block are read
-    mass = BlockSum(WarpSum(mass));
-    __syncthreads();
     return mass;
+  }
+  // Of `count` chunks those of a thread begin here; with `next` 1 they end here.
+  __device__ static int FirstOfThread(int next, int count) {
+    const int each = (count + kSampleThreads - 1) / kSampleThreads;
+    return min((static_cast<int>(threadIdx.x) + next) * each, count);
+  }
+  // The mass of the whole row.
+  __device__ __forceinline__ uint64_t Weigh(float greatest, float inverse) {
+    const uint64_t mass = WeighChunks(greatest, inverse);
+    __syncthreads();  // sums of the block are read
+    const uint64_t sum = BlockSum(WarpSum(mass));
+    __syncthreads();
+    return sum;
   }
 
   // Sum of the distribution before any edit, and its likeliest tokens.
@@ -221,7 +201,7 @@ class RowSampler final {
     if constexpr (!kBulk) {
       Domain bound = domain;
       const bool is_bound = BoundByRank(part_, static_cast<uint32_t>(top_), bound);
-      if (const int count = is_bound ? ListFew(part_, bound) : 0; count > 0) {
+      if (const int count = is_bound ? ListFew(bound) : 0; count > 0) {
         const auto i = static_cast<int>(threadIdx.x);
         const SelectScratch& s = SharedSelect();
         if (i < count) WriteTop(static_cast<uint32_t>(s.mine[i].key), s.list[i].key);
@@ -249,14 +229,14 @@ class RowSampler final {
     return value > static_cast<double>(kLogprobFloor) ? static_cast<float>(value) : kLogprobFloor;
   }
 
-  // Each value of the part becomes f(value, token), in shared memory or in the workspace.
+  // Each value of the part becomes f(value, token), in the workspace.
   template <typename F>
   __device__ __forceinline__ void Rewrite(const F& f) {
     float* const changed = p_.changed + index_ * p_.changed_stride;
 #pragma unroll 1
     for (int chunk = part_.begin + WarpIndex(); chunk < part_.end; chunk += kSampleWarps) {
       const float* const from = part_.Chunk(chunk);
-      float* const to = part_.IsResident(chunk) ? part_.Resident(chunk) : changed + chunk * kChunk;
+      float* const to = changed + chunk * kChunk;
 #pragma unroll 1
       for (int i = LaneIndex(); i < kChunk; i += 32) to[i] = f(from[i], chunk * kChunk + i);
     }
@@ -268,10 +248,7 @@ class RowSampler final {
 
   // What min_p, top_k and top_p keep.
   __device__ Kept Cut(float greatest) {
-    Domain domain{.origin = greatest, .inverse = plan_.inverse};
-    if (row_.min_p > 0.0f) {
-      domain.floor = max(kLowest, static_cast<float>(log(static_cast<double>(row_.min_p))));
-    }
+    const Domain domain{.origin = greatest, .inverse = plan_.inverse, .floor = floor_};
     const auto wanted = [&](uint64_t mass) {
       const double part = ceil(static_cast<double>(row_.top_p) * static_cast<double>(mass));
       return min(max(static_cast<uint64_t>(part), uint64_t{1}), mass);
@@ -281,7 +258,7 @@ class RowSampler final {
       const auto rank = static_cast<uint32_t>(max(row_.top_k, 0));
       const bool few =
           rank == 0 ? row_.min_p > 0.0f : rank <= kFewRank && BoundByRank(part_, rank, bound);
-      if (const int count = few ? ListFew(part_, bound) : 0; count > 0) {
+      if (const int count = few ? ListFew(bound) : 0; count > 0) {
         const FewKept kept = CutFew(count, rank, wanted);
         WeighFew(part_, count, kept.last);
         return {kept.last, bound.floor, {0, kept.mass, kept.mass}};
@@ -329,7 +306,7 @@ class RowSampler final {
     const bool kept = listed.key != kLastKey;
     const bool mine = kept && token >= first && token < end;
     if (mine) {
-      atomicAdd(reinterpret_cast<unsigned long long*>(&part.Mass()[token / kChunk]),
+      atomicAdd(reinterpret_cast<unsigned long long*>(&part.Mass(token / kChunk)),
                 static_cast<unsigned long long>(listed.mass));
     }
     Share share = select.above();
@@ -351,33 +328,38 @@ class RowSampler final {
   // the whole block.
   __device__ void Draw(const Kept& kept, float greatest) {
     const Share& share = kept.share;
-    const uint64_t target = UniformBelow(row_.seed, row_.index, share.total);
+    const uint64_t target = UniformBelow(uniform_, share.total);
     if (target < share.before || target - share.before >= share.mine) return;
-    PickChunk(target - share.before);
-    Walk(kept.last, kept.floor, greatest);
-  }
-  // The chunk of the part in which the cumulative mass passes `rest`.
-  __device__ void PickChunk(uint64_t rest) {
-    SelectScratch& s = SharedSelect();
-#pragma unroll 1
-    for (int base = part_.begin;; base += kSampleThreads) {
-      const int chunk = base + static_cast<int>(threadIdx.x);
-      const uint64_t mass = chunk < part_.end ? part_.Mass()[chunk] : 0;
-      uint64_t prefix = WarpPrefix(mass);
-      if (LaneIndex() == 31) s.team.warps[WarpIndex()] = prefix;
-      __syncthreads();
-      const uint64_t warps = LaneIndex() < kSampleWarps ? s.team.warps[LaneIndex()] : 0;
-      prefix += WarpSum(LaneIndex() < WarpIndex() ? warps : uint64_t{0});
-      if (rest < prefix && rest >= prefix - mass) {
-        s.pick_chunk = chunk;
-        s.pick_rest = rest - (prefix - mass);
-        s.pick_mass = mass;
-      }
-      const uint64_t all = WarpSum(warps);
-      __syncthreads();
-      if (rest < all || base + kSampleThreads >= part_.end) return;
-      rest -= all;
+    if (PickChunk([&](uint64_t /*mine*/) { return target - share.before; })) {
+      Walk(kept.last, kept.floor, greatest);
     }
+  }
+  // The chunk of the part in which the cumulative mass passes rest(mass of the part).
+  template <typename F>
+  __device__ __forceinline__ bool PickChunk(const F& rest) {
+    SelectScratch& s = SharedSelect();
+    const int count = part_.end - part_.begin;
+    const int end = FirstOfThread(1, count);
+    uint64_t mine = 0;
+#pragma unroll 1
+    for (int i = FirstOfThread(0, count); i < end; ++i) mine += part_.Mass(part_.begin + i);
+    uint64_t prefix = WarpPrefix(mine);
+    if (threadIdx.x == 0) s.pick_chunk = -1;
+    if (LaneIndex() == 31) s.team.warps[WarpIndex()] = prefix;
+    __syncthreads();
+    const uint64_t warps = LaneIndex() < kSampleWarps ? s.team.warps[LaneIndex()] : 0;
+    prefix += WarpSum(LaneIndex() < WarpIndex() ? warps : uint64_t{0});
+    uint64_t target = rest(WarpSum(warps));
+    if (target < prefix && target >= prefix - mine) {
+      target -= prefix - mine;
+      int chunk = part_.begin + FirstOfThread(0, count);
+      for (; part_.Mass(chunk) <= target; ++chunk) target -= part_.Mass(chunk);
+      s.pick_chunk = chunk;
+      s.pick_rest = target;
+      s.pick_mass = part_.Mass(chunk);
+    }
+    __syncthreads();
+    return s.pick_chunk >= 0;
   }
   // The token at the same share of the chunk's kept masses, taken relative to its greatest value.
   __device__ void Walk(uint64_t last, float floor, float greatest) {
@@ -392,7 +374,7 @@ class RowSampler final {
       const float value = values[at];
       const float scaled = domain.Scaled(value);
       if (scaled >= floor && KeyOf(scaled, chunk * kChunk + at) <= last) {
-        mass[j] = MassUnits(Exp2((value - part_.Greatest()[chunk]) * (plan_.inverse * kLog2E)));
+        mass[j] = MassUnits(Exp2((value - part_.Greatest(chunk)) * (plan_.inverse * kLog2E)));
       }
     }
     const uint64_t mine = mass[0] + mass[1] + mass[2] + mass[3];
@@ -402,9 +384,9 @@ class RowSampler final {
     const uint64_t warps = LaneIndex() < kSampleWarps ? s.team.warps[LaneIndex()] : 0;
     prefix += WarpSum(LaneIndex() < WarpIndex() ? warps : uint64_t{0});
     const uint64_t total = WarpSum(warps);
-    const double place = static_cast<double>(s.pick_rest) / static_cast<double>(s.pick_mass);
-    const uint64_t target =
-        min(static_cast<uint64_t>(place * static_cast<double>(total)), total - 1);
+    const float ratio = __fdividef(static_cast<float>(total), static_cast<float>(s.pick_mass));
+    const double place = static_cast<double>(s.pick_rest) * static_cast<double>(ratio);
+    const uint64_t target = min(static_cast<uint64_t>(place), total - 1);
     if (target >= prefix || target < prefix - mine) return;
     uint64_t passed = prefix - mine;
     int j = 0;
@@ -414,7 +396,7 @@ class RowSampler final {
 
   // Of the first chunk with the greatest value.
   __device__ int GreedyToken(int chunk) const {
-    return chunk * kChunk + static_cast<int>(__float_as_uint(part_.Sum()[chunk]));
+    return chunk * kChunk + static_cast<int>(__float_as_uint(part_.Sum(chunk)));
   }
   __device__ void Store(int token) {
     SampleResult& result = p_.results[index_];
@@ -448,6 +430,8 @@ class RowSampler final {
   const int index_;
   const SampleRow row_;
   const RowPlan plan_;
+  const uint64_t uniform_;
+  const float floor_;  // of min_p
   RowPart part_;
   int top_ = 0;
   double log_sum_ = 0.0;

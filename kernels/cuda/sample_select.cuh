@@ -9,45 +9,11 @@
 
 #include <cstdint>
 
-#include "kernels/cuda/sample_order.cuh"
+#include "kernels/cuda/sample_gather.cuh"
 
 namespace lacuna::kernels::cuda {
 
-constexpr int kBins = kSampleThreads;
-constexpr int kListMax = 256;
 constexpr int kTotalBits = 30;  // of all mass, in a histogram of scaled values
-
-struct Candidate final {
-  uint64_t key;
-  uint64_t mass;
-};
-
-// At the start of shared memory.
-struct SelectScratch final {
-  TeamScratch team;
-  RowPart part;              // this block's, for selections
-  Candidate list[kListMax];  // the team's
-  Candidate mine[kListMax];  // this block's
-  uint64_t found;
-  uint64_t pick_mass;  // of the drawn chunk
-  uint64_t pick_rest;  // how far into it
-  int pick_chunk;
-  int cursor;
-  uint32_t total;    // tokens of this block in the histogram
-  uint32_t low;      // the picked bin, or the first of several
-  uint32_t high;     // the last of several
-  uint32_t before;   // what the bins before the picked ones hold
-  uint32_t through;  // and with the picked ones
-  uint32_t sums[kSampleWarps];
-  uint32_t count[kBins];     // this block's histogram; masses in two halves
-  uint32_t mass_low[kBins];  // of scaled values: what the blocks send to the bins' owner
-  uint32_t mass_high[kBins];
-  uint32_t team_count[kBins];  // the team's
-  uint64_t team_mass[kBins];
-};
-__device__ inline SelectScratch& SharedSelect() {
-  return *reinterpret_cast<SelectScratch*>(SharedMemory());
-}
 
 // Scaled values to bins: those of the likeliest token to bin 0, behind the last all others.
 class Bins final {
@@ -169,6 +135,7 @@ class Selector final {
   // All of the domain is kept.
   __device__ __attribute__((noinline)) void KeepAll() {
     Selector here = *this;
+    Gather(here.domain_);
     here.Collect({domain_.floor, domain_.floor});
     TakeOver(here);
   }
@@ -238,7 +205,7 @@ class Selector final {
     if (goal_.rank == 0) {
       // The tokens below this have together less than what is left out.
       const float spare = static_cast<float>(goal_.total - goal_.wanted) / kMassUnits;
-      const float floor = logf(spare / static_cast<float>(SharedSelect().part.vocab)) - 0.01f;
+      const float floor = __logf(spare / static_cast<float>(SharedSelect().part.vocab)) - 0.01f;
       domain_.floor = fmaxf(domain_.floor, fminf(floor, 0.0f));
       return;
     }
@@ -246,7 +213,7 @@ class Selector final {
   }
   // Masses times 2^this are units of 2^-kTotalBits of all.
   __device__ float Shift() const {
-    return static_cast<float>(kTotalBits) - log2f(static_cast<float>(goal_.total) / kMassUnits);
+    return static_cast<float>(kTotalBits) - __log2f(static_cast<float>(goal_.total) / kMassUnits);
   }
   // The scaled value of the token with this key.
   __device__ float ScaledOf(uint64_t key) const {
@@ -305,19 +272,23 @@ class Selector final {
     ClearCounts();
     uint32_t tokens = 0;
     uint32_t last = 0;  // many may share the last bin: not one by one
-    part.Visit(domain, [&](int /*chunk*/, const LaneChunk& x) {
-#pragma unroll
-      for (int i = 0; i < kLaneValues; ++i) {
-        const float scaled = domain.Scaled(x.values[i]);
-        const uint32_t bin = bins.Of(scaled);
-        const bool in = scaled >= domain.floor;
-        const auto mass = static_cast<uint32_t>(Exp2(fmaf(scaled, kLog2E, shift)));
-        const uint32_t add = shift != 0.0f ? mass : 1;
-        tokens += in ? 1 : 0;
-        if (in && bin == kBins - 1) last += add;
-        if (in && bin != kBins - 1) atomicAdd(&s.count[bin], add);
-      }
-    });
+    Gather(domain);
+    ForGathered(
+        part,
+        [&](float value, int /*token*/) {
+          const float scaled = domain.Scaled(value);
+          if (!(scaled >= domain.floor)) return;
+          const uint32_t bin = bins.Of(scaled);
+          const auto mass = static_cast<uint32_t>(Exp2(fmaf(scaled, kLog2E, shift)));
+          const uint32_t add = shift != 0.0f ? mass : 1;
+          ++tokens;
+          if (bin == kBins - 1) {
+            last += add;
+          } else {
+            atomicAdd(&s.count[bin], add);
+          }
+        },
+        [](int /*chunk*/) {});
     tokens = __reduce_add_sync(~0u, tokens);
     last = __reduce_add_sync(~0u, last);
     if (LaneIndex() == 0 && tokens > 0) {
@@ -344,35 +315,6 @@ class Selector final {
     team_.Barrier();
   }
 
-  // Returns the mass of a lane's tokens before the range; f(key, mass) for each in it.
-  template <typename F>
-  __device__ static float Divide(const RowPart& part, const Domain& domain, const Range& range,
-                                 int chunk, const LaneChunk& x, const F& f) {
-    float above = 0.0f;
-    uint32_t near = 0;  // those that only their key can tell
-#pragma unroll
-    for (int i = 0; i < kLaneValues; ++i) {
-      const float scaled = domain.Scaled(x.values[i]);
-      const float mass = MassOf(scaled);
-      above += scaled >= range.above ? mass : 0.0f;
-      near |= scaled >= range.least && !(scaled >= range.above) ? 1u << i : 0u;
-    }
-    const float* const values = part.Chunk(chunk);
-#pragma unroll 1
-    for (; near != 0; near &= near - 1) {
-      const int at = LaneChunk::Token(__ffs(static_cast<int>(near)) - 1);
-      const float value = values[at];
-      const float scaled = domain.Scaled(value);
-      const uint64_t key = domain.Key(value, scaled, chunk * kChunk + at);
-      if (key < range.low) {
-        above += MassOf(scaled);
-      } else if (key <= range.high) {
-        f(key, MassOf(scaled));
-      }
-    }
-    return above;
-  }
-
   // The tokens of the range to the list of all blocks, and the masses before it to `above`. False,
   // and no list, when they are too many.
   __device__ __forceinline__ bool Collect(const Range& wanted) {
@@ -384,19 +326,31 @@ class Selector final {
 #pragma unroll 1
     for (int chunk = part.begin + static_cast<int>(threadIdx.x); chunk < part.end;
          chunk += kSampleThreads) {
-      part.Mass()[chunk] = 0;
+      part.Mass(chunk) = 0;
     }
     __syncthreads();
     uint64_t above = 0;
-    part.Visit(domain, [&](int chunk, const LaneChunk& x) {
-      const float lane = Divide(part, domain, range, chunk, x, [&](uint64_t key, float mass) {
-        const int at = atomicAdd(&s.cursor, 1);
-        if (at < kListMax) s.mine[at] = {key, MassUnits(mass)};
-      });
-      const uint64_t mass = MassUnits(WarpSum(lane));
-      if (LaneIndex() == 0) part.Mass()[chunk] = mass;
-      above += mass;
-    });
+    uint64_t of_chunk = 0;
+    ForGathered(
+        part,
+        [&](float value, int token) {
+          const float scaled = domain.Scaled(value);
+          if (!(scaled >= range.least)) return;
+          const uint64_t mass = MassUnits(MassOf(scaled));
+          const uint64_t key = domain.Key(value, scaled, token);
+          if (scaled >= range.above || key < range.low) {
+            of_chunk += mass;
+          } else if (key <= range.high) {
+            const int at = atomicAdd(&s.cursor, 1);
+            if (at < kListMax) s.mine[at] = {key, mass};
+          }
+        },
+        [&](int chunk) {
+          const uint64_t mass = WarpSum(of_chunk);
+          if (LaneIndex() == 0) part.Mass(chunk) = mass;
+          above += mass;
+          of_chunk = 0;
+        });
     const uint64_t of_block = BlockSum(above);
     exchange_.Post(of_block, static_cast<uint64_t>(s.cursor));
     team_.Barrier();
@@ -467,9 +421,23 @@ class Selector final {
     uint64_t above = 0;
     uint32_t tokens = 0;
     const RowPart part = s.part;
-    part.Visit(domain_, [&](int chunk, const LaneChunk& /*values*/) {
-      above += MassUnits(WarpSum(CountKeys(part, range, shift, chunk, tokens)));
-    });
+    const Domain domain = domain_;
+    ForGathered(
+        part,
+        [&](float value, int token) {
+          const float scaled = domain.Scaled(value);
+          if (!(scaled >= domain.floor)) return;
+          const uint64_t key = domain.Key(value, scaled, token);
+          const uint64_t mass = MassUnits(MassOf(scaled));
+          if (key < range.low) {
+            above += mass;
+            ++tokens;
+          } else if (key <= range.high) {
+            AddKey(static_cast<int>((key - range.low) >> shift), mass);
+          }
+        },
+        [](int /*chunk*/) {});
+    above = WarpSum(above);
     tokens = __reduce_add_sync(~0u, tokens);
     if (LaneIndex() == 0) atomicAdd(&s.total, tokens);
     const uint64_t of_block = BlockSum(above);
@@ -478,25 +446,6 @@ class Selector final {
     above_ = exchange_.Of(0);
     before_count_ = static_cast<uint32_t>(exchange_.Of(1).total);
     MergeKeys();
-  }
-  __device__ float CountKeys(const RowPart& part, const Range& range, int shift, int chunk,
-                             uint32_t& tokens) {
-    float above = 0.0f;
-    const float* const values = part.Chunk(chunk);
-#pragma unroll 1
-    for (int i = 0; i < kLaneValues; ++i) {
-      const float value = values[LaneChunk::Token(i)];
-      const float scaled = domain_.Scaled(value);
-      if (!(scaled >= domain_.floor)) continue;
-      const uint64_t key = domain_.Key(value, scaled, chunk * kChunk + LaneChunk::Token(i));
-      if (key < range.low) {
-        above += MassOf(scaled);
-        ++tokens;
-      } else if (key <= range.high) {
-        AddKey(static_cast<int>((key - range.low) >> shift), MassUnits(MassOf(scaled)));
-      }
-    }
-    return above;
   }
   __device__ void AddKey(int bin, uint64_t mass) {
     SelectScratch& s = SharedSelect();
