@@ -169,6 +169,27 @@ __device__ inline uint64_t ClusterMap(uint64_t address, uint32_t rank) {
   return mapped;
 }
 
+// BulkCopyToShared into the same place of all blocks in `blocks` (a bit for each rank); each one's
+// barrier at the place of `barrier` counts what it gets.
+__device__ inline void BulkCopyToCluster(uint32_t destination, const void* source, uint32_t bytes,
+                                         uint32_t barrier, uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1], %2, [%3], %4;" ::"r"(destination),
+      "l"(source), "r"(bytes), "r"(barrier), "h"(blocks)
+      : "memory");
+}
+// BarrierArrive at the barrier of block `rank` that lies where `barrier` does in this one. Orders
+// no more than that does: a release to the cluster would wait for all stores to global memory.
+__device__ inline void BarrierArriveAt(uint32_t barrier, uint32_t rank) {
+  asm volatile(
+      "{\n.reg .b32 mapped;\n"
+      "mapa.shared::cluster.u32 mapped, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [mapped];\n}" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
+}
+
 // ---- named barriers (1 to 15; 0 is __syncthreads) and registers ----
 
 __device__ inline void NamedBarrierSync(int id, int threads) {

@@ -130,12 +130,23 @@ class Chooser final {
 
 // ---- inside ----
 
+// In parts whose sums fit 32 bits.
+__device__ __forceinline__ uint64_t WarpSumOf(uint64_t value) {
+  constexpr int kBits = 27;
+  constexpr uint32_t kMask = (1u << kBits) - 1;
+  uint64_t sum = 0;
+#pragma unroll
+  for (int shift = 0; shift < 64; shift += kBits) {
+    sum += uint64_t{__reduce_add_sync(~0u, static_cast<uint32_t>(value >> shift) & kMask)} << shift;
+  }
+  return sum;
+}
+
 template <int kThreads>
 __device__ typename Chooser<kThreads>::Sums Chooser<kThreads>::Add(uint32_t count, uint64_t mass) {
   turn_ ^= 1;
   count = __reduce_add_sync(~0u, count);
-#pragma unroll
-  for (int lanes = 16; lanes > 0; lanes /= 2) mass += __shfl_xor_sync(~0u, mass, lanes);
+  mass = WarpSumOf(mass);
   if ((threadIdx.x & 31) == 0) {
     shared_.warp_counts[turn_][threadIdx.x / 32] = count;
     shared_.masses[turn_][threadIdx.x / 32] = mass;
@@ -204,6 +215,24 @@ __device__ __forceinline__ bool Reaches(const ChoiceRule& rule, int64_t count, u
   return count >= rule.count_max || !(fits || count < rule.count_min || count <= 0);
 }
 
+// How many are kept of `equal` items of the same score, of that mass, behind `count` of `mass`: up
+// to the first that reaches.
+__device__ __forceinline__ int64_t WantedOfEqual(const ChoiceRule& rule, int64_t count,
+                                                 uint64_t mass, int64_t equal, uint64_t equal_mass,
+                                                 uint64_t target) {
+  const uint64_t each = equal_mass / static_cast<uint64_t>(equal);
+  int64_t low = 1, high = equal;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (Reaches(rule, count + middle, mass + static_cast<uint64_t>(middle) * each, target)) {
+      high = middle;
+    } else {
+      low = middle + 1;
+    }
+  }
+  return rule.inclusive ? low : low - 1;
+}
+
 template <int kThreads>
 __device__ ChoiceBin Chooser<kThreads>::SharedBits(uint32_t low, uint32_t high) {
   low = __reduce_min_sync(~0u, low);
@@ -266,19 +295,7 @@ __device__ ChoiceBin Chooser<kThreads>::FindMass(ForRanks&& for_ranks, const Cho
     }
   }
   bin.equal = inside.count;
-  // All scores in the bin are the same. The first count that reaches:
-  const uint64_t each = inside.mass / static_cast<uint64_t>(inside.count);
-  int64_t low = 1, high = inside.count;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (Reaches(rule, before.count + middle, before.mass + static_cast<uint64_t>(middle) * each,
-                target)) {
-      high = middle;
-    } else {
-      low = middle + 1;
-    }
-  }
-  bin.want = rule.inclusive ? low : low - 1;
+  bin.want = WantedOfEqual(rule, before.count, before.mass, inside.count, inside.mass, target);
   return bin;
 }
 

@@ -4,6 +4,7 @@
 #include "kernels/core/checked_math.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/range_choice.cuh"
+#include "kernels/cuda/range_choice_row.cuh"
 #include "kernels/cuda/range_kernels.h"
 
 namespace lacuna::kernels::cuda {
@@ -132,14 +133,19 @@ __device__ bool KeepsItem(const Items& items, const ChoiceCut& cut, int64_t at) 
   return items.Get(at, &item) && (item.forced || cut.Keeps(RankOf(item.score), item.id));
 }
 
+// Whether the blocks of a row of the slice are chosen.
+__device__ bool ChoosesRow(const RangeWork& work, int head, int row) {
+  const int cell = BlockRows(work, row).first / work.path.cell_tokens - work.first_cell();
+  return ReadsBlocks(work, head, cell);
+}
+
 __global__ void __launch_bounds__(kRowThreads)
     ChooseRowsKernel(const __grid_constant__ RangeWork work) {
   __shared__ ChoiceShared shared;
   LetNextStart();
   WaitForPrevious();
   const int row = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
-  const int cell = BlockRows(work, row).first / work.path.cell_tokens - work.first_cell();
-  if (!ReadsBlocks(work, head, cell)) return;
+  if (!ChoosesRow(work, head, row)) return;
   const int units = work.first_block() + row + 1;
   const ChoiceRule rule = RuleOfRow(work, work.QHead(head), row);
   Chooser<kRowThreads> chooser(shared);
@@ -156,6 +162,27 @@ __global__ void __launch_bounds__(kRowThreads)
   WriteMarks<kRowThreads>(kept, work.block_words, units, [&](int64_t unit) {
     return KeepsItem(items, cut, unit) || KeepsItem(high, high_cut, unit);
   });
+}
+
+// The same of up to 32 * kEach key blocks; a warp has a row.
+template <int kEach>
+__global__ void __launch_bounds__(32)
+    ChooseShortRowsKernel(const __grid_constant__ RangeWork work) {
+  LetNextStart();
+  WaitForPrevious();
+  const int row = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
+  if (!ChoosesRow(work, head, row)) return;
+  const int units = work.first_block() + row + 1;
+  const ChoiceRule rule = RuleOfRow(work, work.QHead(head), row);
+  uint32_t marks = 0;
+  for (int map = 0; map < (work.bands() ? 2 : 1); ++map) {
+    marks |= RowChoice<kEach>(ScoresOf(work, map, head, row), units, rule).Kept();
+  }
+  uint32_t* kept = KeptOf(work, head, row);
+  for (int word = 0; word < work.block_words; ++word) {
+    const uint32_t keeps = __ballot_sync(~0u, (marks >> word & 1) != 0);
+    if (threadIdx.x == 0) kept[word] = keeps;
+  }
 }
 
 __global__ void __launch_bounds__(kMapThreads)
@@ -246,8 +273,14 @@ Status ChooseRangeBlocks(const RangeWork& work, cudaStream_t stream) {
     return Launch(ChooseMapsKernel, dim3(static_cast<unsigned>(work.cells), heads),
                   dim3(kMapThreads), 0, stream, work);
   }
-  return Launch(ChooseRowsKernel, dim3(static_cast<unsigned>(work.blocks), heads),
-                dim3(kRowThreads), 0, stream, work);
+  const dim3 grid(static_cast<unsigned>(work.blocks), heads);
+  if (work.block_words > 32) {
+    return Launch(ChooseRowsKernel, grid, dim3(kRowThreads), 0, stream, work);
+  }
+  const auto kernel = work.block_words <= 8    ? ChooseShortRowsKernel<8>
+                      : work.block_words <= 16 ? ChooseShortRowsKernel<16>
+                                               : ChooseShortRowsKernel<32>;
+  return Launch(kernel, grid, dim3(32), 0, stream, work);
 }
 
 Status ChooseRangeCells(const RangeWork& work, cudaStream_t stream) {

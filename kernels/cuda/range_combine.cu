@@ -66,6 +66,7 @@ __global__ void __launch_bounds__(kThreads) CombineKernel(const __grid_constant_
   for (int key = static_cast<int>(threadIdx.x); key <= work.first_block() + block;
        key += kThreads) {
     float score = 0.0f;
+#pragma unroll 8
     for (int row = 0; row < rows; ++row) {
       const float top = tiles[int64_t{row} * product.key_tiles + (key >> tile_shift)].x;
       const float weight = exp2f(top - tops[row]) * shares[row];

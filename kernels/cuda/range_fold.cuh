@@ -49,28 +49,69 @@ __device__ __forceinline__ float QuadMax(float value) {
   return fmaxf(value, __shfl_xor_sync(~0u, value, 2));
 }
 
-// Sums of 2^shift neighbouring key rows of one row, to sums[0], sums[1]...
-__device__ __forceinline__ void StoreBlockSums(const float (&p)[32], int shift, float* sums) {
-  const int quad = static_cast<int>(threadIdx.x) & 3;
-  if (shift >= 3) {
-    const int last = (1 << (shift - 3)) - 1;
-    float run = 0.0f;
+// The sums over the quad of each of `values`: lane l of it is left with those of
+// [l * kCount / 4, (l + 1) * kCount / 4); of fewer than four, several lanes with the same.
+template <int kCount, int kLanes = 2, int kSize>
+__device__ __forceinline__ void ScatterQuadSums(float (&values)[kSize]) {
+  if constexpr (kLanes > 0 && kCount == 1) {
+    values[0] += __shfl_xor_sync(~0u, values[0], kLanes);
+    ScatterQuadSums<1, kLanes / 2>(values);
+  } else if constexpr (kLanes > 0) {
+    const bool upper = (threadIdx.x & kLanes) != 0;
 #pragma unroll
-    for (int j = 0; j < 16; ++j) {
-      run += p[2 * j] + p[2 * j + 1];
-      if ((j & last) != last) continue;
-      const float sum = QuadSum(run);
-      const int block = j >> (shift - 3);
-      if ((block & 3) == quad && sums != nullptr) sums[block] = sum;
-      run = 0.0f;
+    for (int i = 0; i < kCount / 2; ++i) {
+      const float mine = upper ? values[kCount / 2 + i] : values[i];
+      const float other = upper ? values[i] : values[kCount / 2 + i];
+      values[i] = mine + __shfl_xor_sync(~0u, other, kLanes);
     }
-    return;
+    ScatterQuadSums<kCount / 2, kLanes / 2>(values);
   }
+}
+
+// Sums of 128 / kBlocks neighbouring key rows of a row, to sums[0], sums[1]... if it exists.
+// Returns the lane's part of the tile's sum.
+template <int kBlocks>
+__device__ __forceinline__ float StoreSums(const float (&p)[32], float* sums) {
+  constexpr int kEach = 32 / kBlocks;
+  constexpr int kLeft = kBlocks < 4 ? 1 : kBlocks / 4;     // sums of a lane
+  constexpr int kSharers = kBlocks < 4 ? 4 / kBlocks : 1;  // lanes of a sum
+  const int quad = static_cast<int>(threadIdx.x) & 3;
+  float blocks[kBlocks];
+#pragma unroll
+  for (int block = 0; block < kBlocks; ++block) {
+    float sum[2] = {};
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) sum[i % 2] += p[block * kEach + i];
+    blocks[block] = sum[0] + sum[1];
+  }
+  ScatterQuadSums<kBlocks>(blocks);
+  if (quad % kSharers != 0) return 0.0f;
+  if (sums != nullptr) {
+    if constexpr (kLeft == 4) {
+      reinterpret_cast<float4*>(sums)[quad] =
+          make_float4(blocks[0], blocks[1], blocks[2], blocks[3]);
+    } else if constexpr (kLeft == 2) {
+      reinterpret_cast<float2*>(sums)[quad] = make_float2(blocks[0], blocks[1]);
+    } else {
+      sums[quad / kSharers] = blocks[0];
+    }
+  }
+  float total = blocks[0];
+#pragma unroll
+  for (int i = 1; i < kLeft; ++i) total += blocks[i];
+  return total;
+}
+
+// The same of blocks of 2^shift < 8 key rows.
+__device__ __forceinline__ float StoreShortSums(const float (&p)[32], int shift, float* sums) {
+  const int quad = static_cast<int>(threadIdx.x) & 3;
+  float total = 0.0f;
 #pragma unroll
   for (int j = 0; j < 16; ++j) {
     const int column = 8 * j + 2 * quad;
     const float pair = p[2 * j] + p[2 * j + 1];
     const float four = pair + __shfl_xor_sync(~0u, pair, 1);
+    total += pair;
     if (sums == nullptr) continue;
     if (shift == 0) {
       sums[column] = p[2 * j];
@@ -81,6 +122,39 @@ __device__ __forceinline__ void StoreBlockSums(const float (&p)[32], int shift, 
       sums[column / 4] = four;
     }
   }
+  return total;
+}
+
+// Sums of blocks of 2^shift key rows of both rows, and both tiles' sums.
+__device__ __forceinline__ void StoreBlockSums(const float (&p)[2][32], int shift,
+                                               float* const (&sums)[2], float (&total)[2]) {
+  const auto each = [&](auto&& store) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) total[half] = store(p[half], sums[half]);
+  };
+  using Row = const float(&)[32];
+  switch (shift) {
+    case 3:
+      each([](Row row, float* to) { return StoreSums<16>(row, to); });
+      break;
+    case 4:
+      each([](Row row, float* to) { return StoreSums<8>(row, to); });
+      break;
+    case 5:
+      each([](Row row, float* to) { return StoreSums<4>(row, to); });
+      break;
+    case 6:
+      each([](Row row, float* to) { return StoreSums<2>(row, to); });
+      break;
+    case 7:
+      each([](Row row, float* to) { return StoreSums<1>(row, to); });
+      break;
+    default:
+      each([&](Row row, float* to) { return StoreShortSums(row, shift, to); });
+      break;
+  }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) total[half] = QuadSum(total[half]);
 }
 
 // Sums of both parts of each block of a row at position `visible`, to sums[0], sums[1]; returns the
@@ -180,6 +254,10 @@ __device__ __forceinline__ void FoldBothRows(const RangeWork& work, const RangeL
       total[half] = StorePartSums(p[half], shift, rows.visible[half],
                                   rows.row[half] < 0 ? nullptr : work.part_sums + place(half));
     }
+  } else if constexpr (kKind == FoldKind::kBlocks) {
+    float* const sums[2] = {rows.row[0] < 0 ? nullptr : work.block_sums + place(0),
+                            rows.row[1] < 0 ? nullptr : work.block_sums + place(1)};
+    StoreBlockSums(p, shift, sums, total);
   } else {
     float sums[2][4] = {};
 #pragma unroll
@@ -197,9 +275,6 @@ __device__ __forceinline__ void FoldBothRows(const RangeWork& work, const RangeL
     if ((threadIdx.x & 3) == 0 && rows.row[half] >= 0) {
       work.tile_sums[rows.row[half] * work.product.key_tiles + tile] =
           make_float2(top[half], total[half]);
-    }
-    if constexpr (kKind == FoldKind::kBlocks) {
-      StoreBlockSums(p[half], shift, rows.row[half] < 0 ? nullptr : work.block_sums + place(half));
     }
   }
 }

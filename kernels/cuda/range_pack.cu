@@ -18,10 +18,9 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kTileElements = kRangeTileRows * kRangeTileColumns;
 constexpr int kRowChunks = kRangeTileColumns / kVector;
-constexpr int kPacks = kRangeTileRows * kRowChunks / kThreads;  // of a thread
-
-// Row of a tile that pack `i` of a thread belongs to.
-__device__ int RowOf(int thread, int i) { return (i * kThreads + thread) / kRowChunks; }
+constexpr int kRowsApart = kThreads / kRowChunks;  // of a thread, whose chunks are below each other
+constexpr int kThreadRows = kRangeTileRows / kRowsApart;
+constexpr int kBlockSteps = 4;  // of a tile of keys, which a block packs
 
 // Where chunk `chunk` of a row lies in its tile.
 template <typename T>
@@ -54,16 +53,17 @@ __device__ Pack<T> PackOfInner(const RangeWork& work, int inner, Vector&& vector
 // pooled keys), so that they need no reading of their own.
 template <typename T>
 __device__ void WriteMeans(const RangeWork& work, int kv, int tile, int step,
-                           const Pack<T> (&packs)[kPacks]) {
+                           const Pack<T> (&packs)[kThreadRows]) {
   __shared__ float sums[kThreads / 32][2][kRangeTileColumns];
   const int thread = static_cast<int>(threadIdx.x);
+  __syncthreads();  // of the step before
   float sum[2][kVector] = {};
 #pragma unroll
-  for (int i = 0; i < kPacks; ++i) {
+  for (int i = 0; i < kThreadRows; ++i) {
     float values[kVector];
     Unpack(packs[i], values);
 #pragma unroll
-    for (int e = 0; e < kVector; ++e) sum[2 * i / kPacks][e] += values[e];
+    for (int e = 0; e < kVector; ++e) sum[2 * i / kThreadRows][e] += values[e];
   }
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -90,34 +90,75 @@ __device__ void WriteMeans(const RangeWork& work, int kv, int tile, int step,
       total / static_cast<float>(count);
 }
 
+// Row i of the thread's in a tile.
+__device__ int ThreadRow(int i) {
+  return static_cast<int>(threadIdx.x) / kRowChunks + i * kRowsApart;
+}
+// Fills a tile with chunk(i, index of the chunk), which stay in `packs`; a thread's loads are all
+// under way at once.
+template <typename T, typename Chunk>
+__device__ void FillTile(T* to, Pack<T> (&packs)[kThreadRows], Chunk&& chunk) {
+  const int index = static_cast<int>(threadIdx.x) % kRowChunks;
+#pragma unroll
+  for (int i = 0; i < kThreadRows; ++i) packs[i] = chunk(i, index);
+#pragma unroll
+  for (int i = 0; i < kThreadRows; ++i) {
+    *reinterpret_cast<Pack<T>*>(to + ChunkAt<T>(ThreadRow(i), index)) = packs[i];
+  }
+}
+
+// The keys of a packed row, most of which lie in the page of the first.
+template <typename T>
+class PackedKey final {
+ public:
+  __device__ void Find(const RangeWork& work, const RangeKeys<T>& keys, int token) {
+    token_ = token;
+    in_page_ = token % work.page_tokens;
+    page_ = keys.Find(token);
+  }
+  __device__ void Load(const RangeWork& work, const RangeKeys<T>& keys, int r, int channel,
+                       Pack<T>* out) const {
+    if (in_page_ + r >= work.page_tokens) {
+      keys.Load(token_ + r, channel, out);
+    } else if (page_ != nullptr && token_ + r < work.keys) {
+      *out = *keys.At(page_, in_page_ + r, channel);
+    }
+  }
+  __device__ int token() const { return token_; }
+
+ private:
+  const T* page_ = nullptr;
+  int token_ = 0, in_page_ = 0;
+};
+
 template <typename T>
 __global__ void __launch_bounds__(kThreads) PackKeysKernel(const __grid_constant__ RangeWork work) {
   LetNextStart();
   WaitForPrevious();
-  const int step = static_cast<int>(blockIdx.x) % work.product.steps;
-  const int tile = static_cast<int>(blockIdx.x) / work.product.steps;
+  const int steps = work.product.steps;
+  const int groups = (steps + kBlockSteps - 1) / kBlockSteps;
+  const int tile = static_cast<int>(blockIdx.x) / groups;
+  const int begin = static_cast<int>(blockIdx.x) % groups * kBlockSteps;
+  const int end = min(begin + kBlockSteps, steps);
   const int kv = static_cast<int>(blockIdx.y);
-  auto* to =
-      static_cast<T*>(work.packed_keys) +
-      (int64_t{kv} * work.product.key_tiles * work.product.steps + blockIdx.x) * kTileElements;
+  auto* to = static_cast<T*>(work.packed_keys) +
+             (int64_t{kv} * work.product.key_tiles + tile) * steps * kTileElements;
   const RangeKeys<T> keys(work, work.first_kv + kv);
-  const int thread = static_cast<int>(threadIdx.x), chunk = thread % kRowChunks;
-  Pack<T> packs[kPacks];
+  PackedKey<T> rows[kThreadRows];
 #pragma unroll
-  for (int i = 0; i < kPacks; ++i) {
-    const int packed = tile * kRangeTileRows + RowOf(thread, i);
-    const int token = (work.spreads() ? ChunkKey(packed) : packed) * work.product.stride;
-    packs[i] = PackOfInner<T>(
-        work, step * kRangeTileColumns + chunk * kVector,
-        [&](int r, int channel, Pack<T>* out) { keys.Load(token + r, channel, out); },
-        [&](int r, int channel) { return keys.Load(token + r, channel); });
+  for (int i = 0; i < kThreadRows; ++i) {
+    const int packed = tile * kRangeTileRows + ThreadRow(i);
+    rows[i].Find(work, keys, (work.spreads() ? ChunkKey(packed) : packed) * work.product.stride);
   }
-#pragma unroll
-  for (int i = 0; i < kPacks; ++i) {
-    *reinterpret_cast<Pack<T>*>(to + ChunkAt<T>(RowOf(thread, i), chunk)) = packs[i];
-  }
-  if (work.path.estimate == EstimateKind::kProbePooled) {
-    WriteMeans(work, kv, tile, step, packs);
+  Pack<T> packs[kThreadRows];
+  for (int step = begin; step < end; ++step) {
+    FillTile(to + int64_t{step} * kTileElements, packs, [&](int i, int chunk) {
+      return PackOfInner<T>(
+          work, step * kRangeTileColumns + chunk * kVector,
+          [&](int r, int channel, Pack<T>* out) { rows[i].Load(work, keys, r, channel, out); },
+          [&](int r, int channel) { return keys.Load(rows[i].token() + r, channel); });
+    });
+    if (work.path.estimate == EstimateKind::kProbePooled) WriteMeans(work, kv, tile, step, packs);
   }
 }
 
@@ -181,24 +222,23 @@ __global__ void __launch_bounds__(kThreads)
   const int kv = static_cast<int>(blockIdx.y);
   auto* to = static_cast<T*>(work.packed_queries) +
              (int64_t{kv} * product.row_tiles * product.steps + blockIdx.x) * kTileElements;
-  for (int at = thread; at < kRangeTileRows * kRowChunks; at += kThreads) {
-    const int row = at / kRowChunks, chunk = at % kRowChunks;
-    const int packed = tile * kRangeTileRows + row;
+  Pack<T> packs[kThreadRows];
+  FillTile(to, packs, [&](int i, int chunk) {
+    const int packed = tile * kRangeTileRows + ThreadRow(i);
     const int in_group = work.spreads() ? PieceRow(packed) : packed;
-    Pack<T> pack{};
-    if (in_group < work.members * product.rows) {
-      const int q_head = work.QHead(kv * work.members + in_group / product.rows);
-      pack = QueryPack<T>(work, q_head, in_group % product.rows,
-                          step * kRangeTileColumns + chunk * kVector);
-    }
-    *reinterpret_cast<Pack<T>*>(to + ChunkAt<T>(row, chunk)) = pack;
-  }
+    if (in_group >= work.members * product.rows) return Pack<T>{};
+    const int member = in_group / product.rows;
+    return QueryPack<T>(work, (work.first_kv + kv) * work.group + work.first_member + member,
+                        in_group - member * product.rows,
+                        step * kRangeTileColumns + chunk * kVector);
+  });
 }
 
 }  // namespace
 
 Status PackRangeKeys(const RangeWork& work, DType dtype, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>(work.product.key_tiles * work.product.steps),
+  const int64_t groups = CeilDiv(work.product.steps, kBlockSteps);
+  const dim3 grid(static_cast<unsigned>(work.product.key_tiles * groups),
                   static_cast<unsigned>(work.kvs));
   return WithType(dtype, [&](auto type) {
     return Launch(PackKeysKernel<decltype(type)>, grid, dim3(kThreads), 0, stream, work);

@@ -171,6 +171,29 @@ TEST_P(SelectRangesTest, TiesGoToTheOlder) {
   EXPECT_EQ((Make(spec, 0.0f).Run()[{0, 31}]), (std::vector<KeyRange>{{0, 896}, {1920, 2048}}));
 }
 
+// The same in rows of as many blocks as a warp holds, and of more.
+TEST_P(SelectRangesTest, LongTiesGoToTheOlder) {
+  constexpr int kLong = 65536, kBlock = 64;
+  RangeSpec spec = PooledSpec(PrefillPool::kMean, PrefillSelectKind::kTopK);
+  spec.q_heads = spec.kv_heads = 1;
+  spec.head_dim = 8;
+  spec.path.block_tokens = kBlock;
+  spec.dials.sink_tokens = 0;
+  spec.dials.local_tokens = 1;
+  spec.dials.budget_tokens = 4 * kBlock;
+  spec.p = 0.5f;
+  for (const int end : {kLong, kLong + kBlock}) {
+    spec.tokens = end;
+    spec.path.select = PrefillSelectKind::kTopK;
+    EXPECT_EQ((Make(spec, 0.0f).Run({end - kBlock, end})[{0, end / 64 - 1}]),
+              (std::vector<KeyRange>{{0, 3 * kBlock}, {end - kBlock, end}}));
+    spec.path.select = PrefillSelectKind::kTopP;  // half of the blocks; its own is one of them
+    const int others = (end / kBlock + 1) / 2 - 1;
+    EXPECT_EQ((Make(spec, 0.0f).Run({end - kBlock, end})[{0, end / 64 - 1}]),
+              (std::vector<KeyRange>{{0, others * kBlock}, {end - kBlock, end}}));
+  }
+}
+
 // The same of more columns than a choice holds at once.
 TEST_P(SelectRangesTest, ManyTiesGoToTheOlder) {
   constexpr int kEnd = 13312, kCell = 1024;
