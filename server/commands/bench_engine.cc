@@ -134,10 +134,13 @@ class EngineBench final {
 
   void Print(bool sparse) const {
     double first = 0.0, last = 0.0;
+    TimePoint submitted = timings_.front().submitted, finished = timings_.front().finished;
     for (const engine::Timing& timing : timings_) {
       const double seconds = Seconds(timing.first_token - timing.submitted);
       first = first == 0.0 ? seconds : std::min(first, seconds);
       last = std::max(last, seconds);
+      submitted = std::min(submitted, timing.submitted);
+      finished = std::max(finished, timing.finished);
     }
     const engine::EngineStats& stats = assembly_.engine->stats();
     out_ << std::fixed << std::setprecision(3) << "engine   " << options_.sequences
@@ -155,7 +158,11 @@ class EngineBench final {
            << (first_ended_.gap_seconds - all_begun_.gap_seconds) / seconds * 100.0
            << " % at most\n";
     }
-    out_ << "steps    " << stats.graph_steps.load() << " as graphs, " << stats.eager_steps.load()
+    const double whole = Seconds(finished - submitted);
+    const auto generated = static_cast<double>(options_.sequences * options_.generate);
+    out_ << "whole    " << whole << " s, " << generated / whole
+         << " new tokens/s with the prompts' time\n"
+         << "steps    " << stats.graph_steps.load() << " as graphs, " << stats.eager_steps.load()
          << " eager\n";
   }
 
