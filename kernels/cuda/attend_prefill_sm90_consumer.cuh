@@ -102,6 +102,9 @@ class Consumer final {
 
   // A tile of which this half sees nothing, when nothing is pending.
   __device__ void SkipTile(bool last) {
+    // Nothing but the __syncwarp of the release would order the other lanes' reads before lane 0's
+    // arrival. It does, but the assembler drops it where lanes have met, and racecheck with it.
+    NamedBarrierSync(1 + half_ * 4 + row_ / 16, 32);
     ReleaseK(place_, q_place_, last);
     AwaitFull(shared_.v_bars, place_);
     Release(shared_.v_bars, place_, lane_);

@@ -68,8 +68,7 @@ class Walker final {
       batch.tiles = tiles.tiles;
       batch.flags = flags;
     }
-    __syncwarp();
-    if (lane_ == 0) BarrierArrive(SharedAddress(&shared_.batch_bars.full[place_.stage]));
+    BarrierArrive(SharedAddress(&shared_.batch_bars.full[place_.stage]));
     place_ = place_.Next();
   }
 
@@ -106,7 +105,7 @@ class Copier final {
         before = tile;
         pending = true;
       }
-      Release(shared_.batch_bars, place, lane_);
+      BarrierArrive(SharedAddress(&shared_.batch_bars.empty[place.stage]));
     }
     if (pending) CopyV(before);
   }
@@ -125,15 +124,17 @@ class Copier final {
   __device__ void CopyQ(const TileBatch& batch) {
     AwaitEmpty(shared_.q_bars, q_);
     const uint32_t full = SharedAddress(&shared_.q_bars.full[q_.stage]);
-    const bool leads = lane_ < kHalves;
-    const HalfItem half = leads ? batch.halves[lane_] : HalfItem{};
-    if (leads) {
-      shared_.items[q_.stage][lane_] = half;
-      if ((batch.flags & kNoMoreItems) != 0) shared_.items[q_.stage][lane_].first_row = -1;
-    }
-    if (lane_ == 0) shared_.shapes[q_.InDouble()] = batch.shape;
+    const HalfItem half = lane_ < kHalves ? batch.halves[lane_] : HalfItem{};
     const int halves = __popc(__ballot_sync(kAllLanes, half.rows > 0));
-    if (lane_ == 0) BarrierArriveExpect(full, halves * kStripes * kPieceBytes);
+    if (lane_ == 0) {  // what the consumers read, the lane writes that announces it to them
+#pragma unroll
+      for (int i = 0; i < kHalves; ++i) {
+        shared_.items[q_.stage][i] = batch.halves[i];
+        if ((batch.flags & kNoMoreItems) != 0) shared_.items[q_.stage][i].first_row = -1;
+      }
+      shared_.shapes[q_.InDouble()] = batch.shape;
+      BarrierArriveExpect(full, halves * kStripes * kPieceBytes);
+    }
     __syncwarp();
     for (int i = 0; half.rows > 0 && i < kStripes; ++i) {
       TensorCopyToShared(SharedAddress(shared_.q[q_.stage][lane_][i]), &params_.q, 64 * i,

@@ -92,8 +92,9 @@ __device__ void InitBarriers(Shared<kHeadDim>& shared) {
       BarrierInit(SharedAddress(&bars->full[i]), 1);
       BarrierInit(SharedAddress(&bars->empty[i]), kConsumerWarps);
     }
-    BarrierInit(SharedAddress(&shared.batch_bars.full[i]), 1);
-    BarrierInit(SharedAddress(&shared.batch_bars.empty[i]), 1);
+    // Batches are written and read by all lanes of a warp, each of which arrives.
+    BarrierInit(SharedAddress(&shared.batch_bars.full[i]), 32);
+    BarrierInit(SharedAddress(&shared.batch_bars.empty[i]), 32);
   }
   FenceBarrierInit();
 }
