@@ -95,6 +95,11 @@ Result<std::shared_ptr<Backend>> MakeTestBackend(const BackendCase& which, int t
   return Make(which.isa, options);
 }
 
+bool TestsAreBrief() {
+  const char* brief = std::getenv("LACUNA_TEST_BRIEF");
+  return brief != nullptr && std::string_view(brief) == "1";
+}
+
 bool SkipsOrFails(const Result<std::shared_ptr<Backend>>& backend) {
   if (backend.ok()) return false;
   const char* require = std::getenv("LACUNA_REQUIRE_CUDA");

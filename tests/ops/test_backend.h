@@ -42,6 +42,10 @@ std::vector<BackendCase> EmulatedCases(bool aligned_only = false,
                                            DType::kBF16, DType::kF16, DType::kF32});
 std::string CaseName(const testing::TestParamInfo<BackendCase>& which);
 
+// With LACUNA_TEST_BRIEF=1 the longest tests keep to what launches each kernel: for
+// compute-sanitizer, under which a launch takes 50 ms (bench/gpu/sanitize.sh).
+bool TestsAreBrief();
+
 // kUnavailable when there is no GPU. CUDA and emulated backends are made once and shared.
 Result<std::shared_ptr<Backend>> MakeTestBackend(const BackendCase& which, int threads = 2,
                                                  bool deterministic = false);
