@@ -275,8 +275,9 @@ __device__ void FetchSlab(const DecodeParams& p) {
   if (EntryCount(p) != 1 || p.pages == nullptr || index >= room) return;
   const int64_t begin = __ldcg(p.begins);
   const int64_t end = __ldcg(p.ends);
+  if (begin != 0 || index >= end || end > room) return;  // behind the end is nobody's memory
   const int page = __ldcg(p.pages + index);
-  if (begin != 0 || index >= end || end > room || page < 0 || page >= p.pool_pages) return;
+  if (page < 0 || page >= p.pool_pages) return;
   const int head = static_cast<int>(blockIdx.x) - index * p.kv_heads;
   const int bytes = 2 * p.page_tokens * kHeadDim * 2;
   PrefetchBulkL2(p.pool + (static_cast<int64_t>(page) * p.kv_heads + head) * bytes,
