@@ -162,7 +162,8 @@ TEST(SparseChecker, Prefill) {
           p.prefill_estimate.probe_fraction = 0.6;
           p.prefill_estimate.probe_rows = 32;
         },
-        {"prefill.estimate.probe_fraction: got 0.6, need tails of at most 1024 rows of a cell, each "
+        {"prefill.estimate.probe_fraction: got 0.6, need tails of at most 1024 rows of a cell, "
+         "each "
          "rounded up to 64"}},
        {Legal,
         [](SparseProfile& p) { p.prefill_force.local_tokens = 0; },
