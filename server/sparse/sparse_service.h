@@ -64,7 +64,7 @@ class SparseService final {
     bool has_sparse_ops = false;            // of the backend
     std::string backend;                    // its name, for messages
     int64_t kv_element_bytes = 2;
-    int64_t step_tokens_max = 0;  // of the engine: cells are no longer
+    int64_t step_tokens_max = 2048;  // of the engine: cells are no longer
   };
   struct LeftOut final {
     std::string name, reason;

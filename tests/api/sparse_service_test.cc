@@ -65,6 +65,20 @@ std::string ReasonOf(const SparseService& service, const std::string& name) {
   return "";
 }
 
+// A prompt is computed in chunks of whole cells, so a cell fits a step; changed dials too.
+TEST(SparseService, CellsFitTheEnginesSteps) {
+  SparseService::Model model = ModelWith(true);
+  for (const auto& [step_tokens, cell_tokens] :
+       {std::pair{1500, 1024}, {2048, 2048}, {9000, 4096}}) {
+    model.step_tokens_max = step_tokens;
+    const auto service = std::move(*SparseService::Create({}, Shipped(), model));
+    EXPECT_EQ(service->Grant(Ask("minference")).options.plan->prefill.cell_tokens, cell_tokens);
+    EXPECT_EQ(service->Grant(Ask("flexprefill", {{"prefill_top_p", 0.8}}))
+                  .options.plan->prefill.cell_tokens,
+              cell_tokens);
+  }
+}
+
 TEST(SparseService, AllProfilesThatTheModelCanRun) {
   const auto all = Make();
   EXPECT_EQ(all->profiles().size(), Shipped().all().size());
