@@ -57,7 +57,7 @@ inline std::vector<SparseCase> Cases(std::vector<SparseCase> all, size_t sanitiz
 
 class SparseSteps : public testing::TestWithParam<SparseCase> {
  protected:
-  static constexpr int64_t kContext = 1536;
+  static constexpr int64_t kContext = 2304;
   static constexpr int64_t kPages = 640;
   static constexpr int64_t kRunningMax = 40;
 

@@ -165,13 +165,18 @@ TEST_P(SparseSteps, MetadataFollowsSharedAndReusedPages) {
 }
 
 TEST_P(SparseSteps, PromptsMayBeCutAtTheirGrain) {
-  const std::vector<PlanPtr> plans = Plans(Dials::kTight);
+  std::vector<PlanPtr> plans = Plans(Dials::kTight);
+  for (const char* name : {"minference", "flexprefill", "sampleattention"}) {
+    kvcache::SparseProfile profile = ChangedProfile(name, Dials::kTight);
+    profile.prefill_estimate.cell_tokens = 2048;
+    plans.push_back(Resolve(profile));
+  }
   Make(plans);
   for (const PlanPtr& plan : plans) {
     const auto grain = static_cast<size_t>(kvcache::PrefillGrainTokens(*plan));
     const size_t cut = grain == 1 ? 133 : grain, end = cut + 126;
     if (end > static_cast<size_t>(model_->info().context_tokens_max)) continue;
-    SCOPED_TRACE(plan->name);
+    SCOPED_TRACE(plan->name + ", grain " + std::to_string(grain));
     TestSequence whole = Sparse(MakeSequence(end, 11, 0), plan);
     const auto logits_from = static_cast<int32_t>(end) - 10;
     const std::vector<float> expected = Run({Step(whole, 0, end, logits_from)});
