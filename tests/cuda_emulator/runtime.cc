@@ -1,7 +1,6 @@
 // The CUDA runtime of the emulator: device memory is host memory, streams do their work at once,
 // graphs are lists of what was recorded.
 #include <cuda_runtime_api.h>
-#include <sys/mman.h>
 
 #include <cstdlib>
 #include <cstring>
@@ -9,6 +8,7 @@
 #include <map>
 #include <vector>
 
+#include "tests/cuda_emulator/guarded_memory.h"
 #include "tests/cuda_emulator/launch.h"
 
 namespace cuda_emulator {
@@ -52,17 +52,10 @@ std::map<void*, Memory>& Memories() {
 }
 
 cudaError_t Allocate(void** to, size_t bytes) {
-  constexpr size_t kAlignment = 256;
   if (bytes > kDeviceBytes) return cudaErrorMemoryAllocation;
-  if (bytes >= kLargeBytes) {
-    *to = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-               -1, 0);
-    if (*to == MAP_FAILED) return cudaErrorMemoryAllocation;
-  } else {
-    *to = std::aligned_alloc(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
-    if (*to == nullptr) return cudaErrorMemoryAllocation;
-    std::memset(*to, 0xff, bytes);
-  }
+  *to = MapGuarded(bytes);
+  if (*to == nullptr) return cudaErrorMemoryAllocation;
+  if (bytes < kLargeBytes) std::memset(*to, 0xff, bytes);
   Memories()[*to] = {bytes, bytes >= kLargeBytes};
   return cudaSuccess;
 }
@@ -70,11 +63,7 @@ cudaError_t Allocate(void** to, size_t bytes) {
 void Free(void* memory) {
   const auto found = Memories().find(memory);
   if (found == Memories().end()) return;
-  if (found->second.bytes >= kLargeBytes) {
-    munmap(memory, found->second.bytes);
-  } else {
-    std::free(memory);
-  }
+  UnmapGuarded(memory, found->second.bytes);
   Memories().erase(found);
 }
 

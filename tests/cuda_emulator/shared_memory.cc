@@ -12,13 +12,12 @@
 #include <vector>
 
 #include "tests/cuda_emulator/block.h"
+#include "tests/cuda_emulator/guarded_memory.h"
 
 namespace cuda_emulator {
 namespace {
 
-constexpr size_t kGuardBytes = 256;
 constexpr unsigned char kFill = 0xff;  // NaN in every float type
-constexpr unsigned char kGuard = 0xa5;
 
 struct Copy final {
   std::byte* to = nullptr;
@@ -56,7 +55,12 @@ struct Shared final {
 };
 Shared& shared = *new Shared();
 
-alignas(1024) std::byte arena[kSharedBytesMax + kGuardBytes];
+// Dynamic shared memory ends at a page that nobody may touch. Near the static variables: addresses
+// of shared memory have 32 bits.
+alignas(kGuardBytes) std::byte
+    arena_room[(kSharedBytesMax + kGuardBytes - 1) / kGuardBytes * kGuardBytes + kGuardBytes];
+std::byte* const arena_end = arena_room + sizeof(arena_room) - kGuardBytes;
+std::byte* arena = arena_end;  // of this launch
 
 // The sections of static shared variables (shadow/cuda_runtime.h), from the program's own headers.
 std::vector<std::span<std::byte>> FindStatics() {
@@ -111,13 +115,15 @@ void Finish(const Copy& copy) {
 }  // namespace
 
 void ResetShared(size_t dynamic_bytes, int threads) {
+  static const bool guarded = (GuardPage(arena_end), true);
+  static_cast<void>(guarded);
   shared.dynamic_bytes = dynamic_bytes;
+  arena = arena_end - (dynamic_bytes + 15) / 16 * 16;
   static const auto& statics = *new auto(FindStatics());
   for (const auto& variables : statics) {
     std::memset(variables.data(), kFill, variables.size());
   }
   std::memset(arena, kFill, dynamic_bytes);
-  std::memset(arena + dynamic_bytes, kGuard, kGuardBytes);
   for (int i = 0; i < threads; ++i) {
     shared.threads[i].copies.clear();
     shared.threads[i].group_ends.clear();
@@ -126,10 +132,6 @@ void ResetShared(size_t dynamic_bytes, int threads) {
 }
 
 void CheckShared() {
-  const auto* guard = reinterpret_cast<const unsigned char*>(arena + shared.dynamic_bytes);
-  for (size_t i = 0; i < kGuardBytes; ++i) {
-    if (guard[i] != kGuard) Fail("wrote %zu bytes behind the dynamic shared memory", i);
-  }
   if (!shared.bulk.empty()) Fail("ended before %zu bulk copies were done", shared.bulk.size());
 }
 
@@ -140,7 +142,9 @@ uint32_t SharedAddressOf(const void* pointer) {
 }
 std::byte* SharedAt(uint32_t address, size_t bytes, size_t alignment) {
   if (address % alignment != 0) Fail("shared memory: %u is not aligned to %zu", address, alignment);
-  if (address < sizeof(arena) && address + bytes > shared.dynamic_bytes) {
+  const auto room =
+      static_cast<size_t>(arena_end - arena);  // static variables lie behind the guard
+  if (address < room + kGuardBytes && address + bytes > shared.dynamic_bytes) {
     Fail("shared memory: %zu bytes at %u of %zu", bytes, address, shared.dynamic_bytes);
   }
   return arena + static_cast<int32_t>(address);  // static variables lie on either side
