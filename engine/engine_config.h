@@ -8,7 +8,7 @@
 
 namespace lacuna::engine {
 
-// What step_tokens_max is by default: a step of a GPU is short, of a CPU others wait for it.
+// Defaults of step_tokens_max: on a CPU other sequences wait long for a step, on a GPU they do not.
 inline constexpr int64_t kStepTokensOfCpu = 2048, kStepTokensOfDevice = 8192;
 
 struct EngineConfig final {

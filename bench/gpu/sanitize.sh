@@ -131,6 +131,7 @@ fi
 
 printf '%-9s %-20s %5s %6s %7s %7s  %-7s %s\n' tool program cases errors hazards seconds state filter
 for tool in $tools; do in_parallel check "$tool"; done
+ls "$out"/*.line >/dev/null 2>&1 || { echo "sanitize.sh: no case matches $pattern" >&2; exit 2; }
 total=$(cat "$out"/*.line | awk '{ cases += $3; if ($7 != "ok") bad++ }
   END { printf "%d cases, %d processes not ok", cases, bad }')
 echo "$total, $SECONDS s"

@@ -32,7 +32,7 @@ __device__ __forceinline__ uint32_t RankOf(float score) {
   return (bits >> 31) != 0 ? bits : ~(bits | 0x80000000u);
 }
 
-// No item has this rank.
+// No item has this rank, which is behind all others.
 inline constexpr uint32_t kNoRank = ~0u;
 
 __device__ __forceinline__ uint64_t MassOf(float score) {
@@ -306,20 +306,13 @@ __device__ ChoiceCut Chooser<kThreads>::Cut(const Items& items, const ChoiceRule
   const bool by_mass = rule.mass_share >= 0.0 && rule.mass_share < 1.0;
   uint32_t forced_count = 0, count = 0;
   uint64_t forced_mass = 0, mass = 0;
-  // The rank among the items of the search, or kNoRank.
-  const auto rank_of = [&](int64_t at) {
+#pragma unroll 4
+  for (int64_t at = threadIdx.x; at < items.count(); at += kThreads) {
     Item item;
-    return at < items.count() && items.Get(at, &item) && !item.forced ? RankOf(item.score)
-                                                                      : kNoRank;
-  };
-  const auto add = [&](int64_t at) {
-    Item item;
-    if (!items.Get(at, &item)) return;
+    if (!items.Get(at, &item)) continue;
     (item.forced ? forced_count : count) += 1;
     if (by_mass) (item.forced ? forced_mass : mass) += MassOf(item.score);
-  };
-#pragma unroll 4
-  for (int64_t at = threadIdx.x; at < items.count(); at += kThreads) add(at);
+  }
   const Sums forced = Add(forced_count, forced_mass);
   const Sums others = Add(count, mass);
   ChoiceBin bin;
@@ -334,6 +327,12 @@ __device__ ChoiceCut Chooser<kThreads>::Cut(const Items& items, const ChoiceRule
     if (!Reaches(rule, forced.count + others.count, forced.mass + others.mass, target)) {
       return ChoiceCut::All();
     }
+    // The rank among the items of the search, or kNoRank.
+    const auto rank_of = [&](int64_t at) {
+      Item item;
+      return at < items.count() && items.Get(at, &item) && !item.forced ? RankOf(item.score)
+                                                                        : kNoRank;
+    };
     const auto for_items = [&](auto&& fn) {
       for (int64_t at = threadIdx.x; at < items.count(); at += kThreads) fn(rank_of(at));
     };

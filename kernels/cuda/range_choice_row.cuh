@@ -26,7 +26,7 @@ class RowChoice final {
       const uint64_t mass = MassOf(score);
       forced_ |= static_cast<uint32_t>(forced) << i;
       forced_mass_ += forced ? mass : 0;
-      ranks_[i] = free ? RankOf(score) : kNone;
+      ranks_[i] = free ? RankOf(score) : kNoRank;
       masses_[i] = free ? mass : 0;
     }
   }
@@ -35,7 +35,7 @@ class RowChoice final {
   __device__ uint32_t Kept() const {
     const bool by_mass = rule_.mass_share >= 0.0 && rule_.mass_share < 1.0;
     Sums others;
-    others.count = CountOf([](uint32_t rank) { return rank != kNone; });
+    others.count = CountOf([](uint32_t rank) { return rank != kNoRank; });
     const int64_t forced = __reduce_add_sync(~0u, __popc(forced_));
     if (!by_mass) {
       const int64_t want = rule_.count_max - forced;
@@ -56,7 +56,6 @@ class RowChoice final {
   }
 
  private:
-  static constexpr uint32_t kNone = ~0u;  // the rank of no free unit: behind all others
   struct Sums final {
     int64_t count = 0;
     uint64_t mass = 0;
@@ -81,7 +80,7 @@ class RowChoice final {
   __device__ uint32_t All() const {
     uint32_t marks = 0;
 #pragma unroll
-    for (int i = 0; i < kEach; ++i) marks |= static_cast<uint32_t>(ranks_[i] != kNone) << i;
+    for (int i = 0; i < kEach; ++i) marks |= static_cast<uint32_t>(ranks_[i] != kNoRank) << i;
     return marks;
   }
 
@@ -90,7 +89,7 @@ class RowChoice final {
     uint32_t any = 0, all = ~0u;
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
-      any |= ranks_[i] != kNone ? ranks_[i] : 0;
+      any |= ranks_[i] != kNoRank ? ranks_[i] : 0;
       all &= ranks_[i];
     }
     any = __reduce_or_sync(~0u, any);
@@ -149,7 +148,7 @@ class RowChoice final {
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       const uint32_t upper = bin.shift == 32 ? 0 : ranks_[i] >> bin.shift;
-      const bool equal = ranks_[i] != kNone && upper == bin.prefix;
+      const bool equal = ranks_[i] != kNoRank && upper == bin.prefix;
       const uint32_t equals = __ballot_sync(~0u, equal);
       const bool early = equal && seen + __popc(equals & lower_lanes) < bin.want;
       marks |= static_cast<uint32_t>(upper < bin.prefix || early) << i;

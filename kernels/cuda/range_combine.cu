@@ -143,13 +143,13 @@ __global__ void __launch_bounds__(kThreads)
   to[int64_t{work.head_count()} * work.cells * work.key_blocks] = distance;
 }
 
-// Over the block, for all threads, in one order.
-template <int kThreadCount, typename Value, typename Join>
+// Over the kCompareThreads of a block, for all of them, in one order.
+template <typename Value, typename Join>
 __device__ Value JoinWarps(Value of_warp, Value* scratch, Join&& join) {
   if ((threadIdx.x & 31) == 0) scratch[threadIdx.x / 32] = of_warp;
   __syncthreads();
   Value value = scratch[0];
-  for (int warp = 1; warp < kThreadCount / 32; ++warp) value = join(value, scratch[warp]);
+  for (int warp = 1; warp < kCompareThreads / 32; ++warp) value = join(value, scratch[warp]);
   return value;
 }
 
@@ -212,14 +212,12 @@ __global__ void __launch_bounds__(kCompareThreads)
     pooled[block] = sum;
     top = fmaxf(top, sum);
   }
-  top =
-      JoinWarps<kCompareThreads>(WarpMax(top), tops, [](float x, float y) { return fmaxf(x, y); });
+  top = JoinWarps(WarpMax(top), tops, [](float x, float y) { return fmaxf(x, y); });
   for (int block = static_cast<int>(threadIdx.x); block < blocks; block += kCompareThreads) {
     pooled[block] = expf(pooled[block] - top);
     total += pooled[block];
   }
-  total =
-      JoinWarps<kCompareThreads>(WarpSum(total), totals, [](float x, float y) { return x + y; });
+  total = JoinWarps(WarpSum(total), totals, [](float x, float y) { return x + y; });
   const float* probed = work.unit_sums + list * work.key_blocks;
   double divergence = 0.0;
   for (int block = static_cast<int>(threadIdx.x); block < blocks; block += kCompareThreads) {
@@ -229,8 +227,7 @@ __global__ void __launch_bounds__(kCompareThreads)
     if (a > 0.0) divergence += a * log(a / middle) / 2.0;
     if (b > 0.0) divergence += b * log(b / middle) / 2.0;
   }
-  divergence = JoinWarps<kCompareThreads>(WarpSum(divergence), sums,
-                                          [](double x, double y) { return x + y; });
+  divergence = JoinWarps(WarpSum(divergence), sums, [](double x, double y) { return x + y; });
   if (threadIdx.x != 0) return;
   const auto distance = static_cast<float>(sqrt(fmax(divergence, 0.0)));
   work.reads_map[int64_t{head} * work.chunk_cells + work.CellOffset() + cell] =

@@ -121,7 +121,7 @@ void CheckPrefill(Rules& r) {
            "a divisor of block_tokens (" + std::to_string(estimate.block_tokens) + ")");
   }
   const bool probes = estimate.kind == "probe" || estimate.kind == "probe_pooled";
-  r.Need(estimate.cell_tokens == 1024 ||
+  r.Need(estimate.cell_tokens == kernels::kCellTokensMin ||
              (probes && std::has_single_bit(static_cast<uint64_t>(estimate.cell_tokens))),
          "prefill.estimate.cell_tokens", estimate.cell_tokens,
          probes ? "1024, 2048, 4096 or 8192" : "1024: only probes have other cells");

@@ -12,8 +12,8 @@ namespace lacuna::kvcache {
 using kernels::RangesMax;
 
 // A chunk must begin at a multiple of this, and end at one or at the prompt's end; 1: anywhere.
-// Reused prefixes end at multiples of it too. With a correction whose stride is no divisor of 1024
-// it can be long.
+// Reused prefixes end at multiples of it too. With a correction whose stride is no divisor of
+// a cell it can be long.
 inline int64_t PrefillGrainTokens(const SparsePlan& plan) {
   return plan.sparse_prefill ? kernels::PrefillGrainTokens(plan.prefill, plan.prefill_dials) : 1;
 }

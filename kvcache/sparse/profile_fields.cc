@@ -1,4 +1,5 @@
 // The field tables of SparseProfile: every key with its meaning, bounds and choices.
+#include "kernels/ops/range_limits.h"
 #include "kvcache/sparse/kinds.h"
 #include "kvcache/sparse/profile.h"
 
@@ -78,9 +79,8 @@ const Fields<PrefillEstimateOptions>& PrefillEstimateFields() {
       {"cell_tokens",
        "Rows of a cell, which share a probe: 1024, 2048, 4096 or 8192. The prompt is computed in "
        "chunks of whole cells; where engine.step_tokens_max is less, cells are the largest of "
-       "these "
-       "that a step holds.",
-       &O::cell_tokens, 1024, 8192},
+       "these that a step holds.",
+       &O::cell_tokens, kernels::kCellTokensMin, kernels::kCellTokensMax},
       {"pool",
        "How a block is compressed. mean: its mean; antidiagonal: sums of logits along "
        "antidiagonals of stride_tokens; bands: means scored apart in the low and the high rotary "

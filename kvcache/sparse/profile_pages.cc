@@ -118,12 +118,9 @@ void AppendRules(std::string& out) {
       "its newest max(local_tokens, local_fraction * t); of blocks, those that hold any of them. "
       "Forced columns, diagonals and blocks come first in every order and count: against sizes, "
       "budgets and mass. Equal scores: the older column or block, the nearer diagonal first. A "
-      "probe, "
-      "a map and the energies of bands belong to a cell of rows (cell_tokens), counted from the "
-      "start "
-      "too, so that cuts into chunks change nothing. cover counts whole blocks of columns and of "
-      "distances. No "
-      "query sees a key after its own.\n\n";
+      "probe, a map and the energies of bands belong to a cell of rows (cell_tokens), counted from "
+      "the start too, so that cuts into chunks change nothing. cover counts whole blocks of "
+      "columns and of distances. No query sees a key after its own.\n\n";
 }
 
 // What a profile makes sparse, in a word.

@@ -289,10 +289,9 @@ class Resolver final {
     path.cell_tokens = static_cast<int32_t>(estimate.cell_tokens);
     FillPrefillDials();
     FillPrefillHeads();
-    const bool probes =
-        path.estimate == EstimateKind::kProbe || path.estimate == EstimateKind::kProbePooled;
     plan_.prefill_depends_on_end =
-        (probes && path.probe_place == ProbePlace::kLast) || path.scope == ScopeKind::kMap ||
+        (kernels::Probes(path) && path.probe_place == ProbePlace::kLast) ||
+        path.scope == ScopeKind::kMap ||
         (path.estimate == EstimateKind::kPooled && path.pool == PrefillPool::kBands) ||
         path.correct != PrefillCorrectKind::kNone || p_.prefill_force.last_rows > 0;
   }

@@ -3,9 +3,28 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <string>
 #include <utility>
 
 namespace lacuna::server {
+namespace {
+
+// Names the profiles whose probes choose for fewer rows than the profile says.
+void LogShortCells(const SparseService& service, const kvcache::ProfileSet& set,
+                   int64_t step_tokens_max) {
+  std::string names;
+  for (const ProfileInfo& info : service.profiles()) {
+    const kvcache::SparseProfile* const profile = set.Find(info.name);
+    if (profile->prefill_estimate.cell_tokens <= step_tokens_max) continue;
+    names.append(names.empty() ? "" : ", ").append(info.name);
+  }
+  if (names.empty()) return;
+  spdlog::info(
+      "sparse profiles {}: cells are shorter than their cell_tokens; engine.step_tokens_max is {}",
+      names, step_tokens_max);
+}
+
+}  // namespace
 
 Result<std::unique_ptr<SparseService>> MakeSparseService(const SparseConfig& config,
                                                          SparseService::Model model) {
@@ -22,8 +41,10 @@ Result<std::unique_ptr<SparseService>> MakeSparseService(const SparseConfig& con
           "one");
     }
   }
+  const int64_t step_tokens_max = model.step_tokens_max;
   LACUNA_ASSIGN_OR_RETURN(std::unique_ptr<SparseService> service,
                           SparseService::Create(config, loaded.set, std::move(model)));
+  LogShortCells(*service, loaded.set, step_tokens_max);
   for (const SparseService::LeftOut& one : service->left_out()) {
     spdlog::info("sparse profile left out: {}: {}", one.name, one.reason);
   }
