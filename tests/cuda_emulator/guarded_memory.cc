@@ -8,7 +8,7 @@
 namespace cuda_emulator {
 namespace {
 
-constexpr size_t kPageBytes = kGuardBytes, kAlignment = 16;
+constexpr size_t kPageBytes = kGuardBytes, kAlignment = 64;  // what Device promises
 
 constexpr size_t RoundUp(size_t bytes, size_t to) { return (bytes + to - 1) / to * to; }
 

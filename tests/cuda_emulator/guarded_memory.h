@@ -1,4 +1,4 @@
-// Host memory that stands for memory of the device. It ends, up to 16 bytes, at a page that nobody
+// Host memory that stands for memory of the device. It ends, up to 64 bytes, at a page that nobody
 // may touch, so that what is read or written behind it ends the program there.
 #pragma once
 
