@@ -147,8 +147,9 @@ __device__ float LogSum(const SelectKeysCall& call, int row, int query_row, int 
 
 // ---- Heads and units ----
 
-// Of one query row of the unit row at hand.
-struct ReduceTerms final {
+// Of one query row of the unit row at hand. 16 bytes: the compiler reads whole words of four, also
+// of the last.
+struct alignas(16) ReduceTerms final {
   float shift;      // off the score, before the exponential
   float threshold;  // off the result
   int32_t row;      // query row; -1: its head has a window
