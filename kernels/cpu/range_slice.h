@@ -15,9 +15,6 @@
 
 namespace lacuna::kernels::cpu {
 
-// How one query head gets its ranges.
-enum class HeadMode : uint8_t { kDense, kForced, kAShape, kProbe, kPooled };
-
 // Positions [first, end).
 struct Span final {
   int64_t first = 0, end = 0;

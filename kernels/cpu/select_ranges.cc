@@ -12,34 +12,6 @@ namespace {
 
 constexpr int64_t kSliceTokens = 2048;  // or a cell
 
-HeadMode ModeOf(const SelectRangesArgs& args, int64_t q_head, const StaticShape& shape) {
-  if (shape.window_tokens > 0) return HeadMode::kDense;
-  switch (args.path.select) {
-    case PrefillSelectKind::kAll:
-      return HeadMode::kDense;
-    case PrefillSelectKind::kNone:
-      return HeadMode::kForced;
-    case PrefillSelectKind::kCover:
-      return HeadMode::kProbe;
-    case PrefillSelectKind::kTopK:
-    case PrefillSelectKind::kTopP:
-      return HeadMode::kPooled;
-    case PrefillSelectKind::kVerticalSlash:
-      break;
-  }
-  switch (args.heads[q_head].pattern.kind) {
-    case PatternKind::kAShape:
-      return HeadMode::kAShape;
-    case PatternKind::kBlocks:
-      return HeadMode::kPooled;
-    case PatternKind::kProfile:
-      return HeadMode::kForced;
-    case PatternKind::kVerticalSlash:
-      break;
-  }
-  return HeadMode::kProbe;
-}
-
 // One slice: estimates and chooses, and leaves what RangeWriter reads in the scratch.
 class SliceSelector final {
  public:
@@ -294,7 +266,9 @@ Status RunSlice(RangeSlice& slice, SelectRangesScratch& scratch) {
       shape = args.shapes[static_cast<int64_t>(slice.chunk) * args.pool.kv_heads +
                           head / slice.group()];
     }
-    const HeadMode mode = dense ? HeadMode::kDense : ModeOf(args, head, shape);
+    const HeadMode mode =
+        dense ? HeadMode::kDense
+              : ModeOf(args.path, args.heads[head].pattern, shape.window_tokens > 0);
     estimates = estimates || mode == HeadMode::kPooled || mode == HeadMode::kProbe;
     slice.modes.push_back(mode);
   }

@@ -163,36 +163,10 @@ __device__ inline int64_t LocalBegin(const PrefillDials& dials, int first) {
   return std::max<int64_t>(first - LocalTokens(dials, first) + 1, 0);
 }
 
-// How one query head gets its ranges.
-enum class HeadMode : uint8_t { kDense, kForced, kAShape, kProbe, kPooled };
 __device__ inline HeadMode ModeOf(const RangeWork& work, int q_head) {
-  if (work.shapes != nullptr && work.shapes[q_head / work.group].window_tokens > 0) {
-    return HeadMode::kDense;
-  }
-  switch (work.path.select) {
-    case PrefillSelectKind::kAll:
-      return HeadMode::kDense;
-    case PrefillSelectKind::kNone:
-      return HeadMode::kForced;
-    case PrefillSelectKind::kCover:
-      return HeadMode::kProbe;
-    case PrefillSelectKind::kTopK:
-    case PrefillSelectKind::kTopP:
-      return HeadMode::kPooled;
-    case PrefillSelectKind::kVerticalSlash:
-      break;
-  }
-  switch (work.heads[q_head].pattern.kind) {
-    case PatternKind::kAShape:
-      return HeadMode::kAShape;
-    case PatternKind::kBlocks:
-      return HeadMode::kPooled;
-    case PatternKind::kProfile:
-      return HeadMode::kForced;
-    case PatternKind::kVerticalSlash:
-      break;
-  }
-  return HeadMode::kProbe;
+  const bool has_window =
+      work.shapes != nullptr && work.shapes[q_head / work.group].window_tokens > 0;
+  return kernels::ModeOf(work.path, work.heads[q_head].pattern, has_window);
 }
 #endif
 

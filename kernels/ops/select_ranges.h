@@ -67,6 +67,37 @@ struct PrefillHead final {
   bool operator==(const PrefillHead&) const = default;
 };
 
+// How one query head gets its ranges: everything, what is forced, sink and window, what a probe
+// chose, or blocks by their pooled scores.
+enum class HeadMode : uint8_t { kDense, kForced, kAShape, kProbe, kPooled };
+constexpr HeadMode ModeOf(const PrefillPath& path, const HeadPattern& pattern, bool has_window) {
+  if (has_window) return HeadMode::kDense;
+  switch (path.select) {
+    case PrefillSelectKind::kAll:
+      return HeadMode::kDense;
+    case PrefillSelectKind::kNone:
+      return HeadMode::kForced;
+    case PrefillSelectKind::kCover:
+      return HeadMode::kProbe;
+    case PrefillSelectKind::kTopK:
+    case PrefillSelectKind::kTopP:
+      return HeadMode::kPooled;
+    case PrefillSelectKind::kVerticalSlash:
+      break;
+  }
+  switch (pattern.kind) {
+    case PatternKind::kAShape:
+      return HeadMode::kAShape;
+    case PatternKind::kBlocks:
+      return HeadMode::kPooled;
+    case PatternKind::kProfile:
+      return HeadMode::kForced;
+    case PatternKind::kVerticalSlash:
+      break;
+  }
+  return HeadMode::kProbe;
+}
+
 // What a chunk is a part of.
 struct RangeChunk final {
   PrefillChunk chunk;
