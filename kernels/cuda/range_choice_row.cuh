@@ -17,16 +17,19 @@ class RowChoice final {
  public:
   __device__ RowChoice(const float* scores, int units, const ChoiceRule& rule) : rule_(rule) {
     const int lane = static_cast<int>(threadIdx.x) & 31;
+    float values[kEach];  // all loads are under way at once
+#pragma unroll
+    for (int i = 0; i < kEach; ++i)
+      values[i] = 32 * i + lane < units ? scores[32 * i + lane] : 0.0f;
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       const int unit = 32 * i + lane;
-      const float score = unit < units ? scores[unit] : 0.0f;
       const bool forced = unit < units && rule.Forces(unit);
       const bool free = unit < units && !forced;
-      const uint64_t mass = MassOf(score);
+      const uint64_t mass = MassOf(values[i]);
       forced_ |= static_cast<uint32_t>(forced) << i;
       forced_mass_ += forced ? mass : 0;
-      ranks_[i] = free ? RankOf(score) : kNoRank;
+      ranks_[i] = free ? RankOf(values[i]) : kNoRank;
       masses_[i] = free ? mass : 0;
     }
   }

@@ -65,6 +65,15 @@ __device__ inline void Pin(uint32_t (&registers)[kCount]) {
   "%18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, "  \
   "%34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, "  \
   "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}"
+#define LACUNA_WGMMA_D128                                                                    \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, "        \
+  "%18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, "         \
+  "%34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, "         \
+  "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, "         \
+  "%66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, "         \
+  "%82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, "         \
+  "%98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, " \
+  "%113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}"
 #define LACUNA_WGMMA_BIND8(d, i)                                                              \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
       "+f"(d[i + 6]), "+f"(d[i + 7])
@@ -107,6 +116,29 @@ __device__ inline void WgmmaShared(float (&d)[kCount], uint64_t a, uint64_t b) {
         ", %64, %65, p, 1, 1, 0, 0;}"
         : LACUNA_WGMMA_BIND64(d, 0)
         : "l"(a), "l"(b), "n"(kAccumulate ? 1 : 0));
+  }
+}
+
+// low, high = (accumulates ? low, high : 0) + a * b, both K-major; `b` has 256 rows, of which the
+// first 128 make `low`.
+template <typename T>
+__device__ inline void WgmmaSharedPair(float (&low)[64], float (&high)[64], uint64_t a, uint64_t b,
+                                       bool accumulates) {
+  if constexpr (std::is_same_v<T, __half>) {
+    asm volatile(
+        "{.reg .pred p; setp.ne.b32 p, %130, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 " LACUNA_WGMMA_D128
+        ", %128, %129, p, 1, 1, 0, 0;}"
+        : LACUNA_WGMMA_BIND64(low, 0), LACUNA_WGMMA_BIND64(high, 0)
+        : "l"(a), "l"(b), "r"(accumulates ? 1 : 0));
+  } else {
+    static_assert(std::is_same_v<T, __nv_bfloat16>);
+    asm volatile(
+        "{.reg .pred p; setp.ne.b32 p, %130, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 " LACUNA_WGMMA_D128
+        ", %128, %129, p, 1, 1, 0, 0;}"
+        : LACUNA_WGMMA_BIND64(low, 0), LACUNA_WGMMA_BIND64(high, 0)
+        : "l"(a), "l"(b), "r"(accumulates ? 1 : 0));
   }
 }
 
@@ -153,6 +185,7 @@ __device__ inline void WgmmaRegisters(float (&d)[kCount], const uint32_t* a, uin
 
 #undef LACUNA_WGMMA_D32
 #undef LACUNA_WGMMA_D64
+#undef LACUNA_WGMMA_D128
 #undef LACUNA_WGMMA_BIND8
 #undef LACUNA_WGMMA_BIND32
 #undef LACUNA_WGMMA_BIND64
