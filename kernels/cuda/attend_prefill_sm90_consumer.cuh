@@ -78,8 +78,8 @@ class Consumer final {
     return {record.index * kTileKeys, flags >> (8 * half_) & kFullMask, (flags & kLastTile) != 0};
   }
   __device__ void ReleaseK(const RingPlace& place, const RingPlace& q_place, bool last) {
-    Release(shared_.k_bars, place, lane_);
-    if (last) Release(shared_.q_bars, q_place, lane_);
+    Release(shared_.k_bars, place);
+    if (last) Release(shared_.q_bars, q_place);
   }
 
   __device__ void Softmax(float (&s)[64], const HalfItem& item, const RingPlace& q_place,
@@ -102,12 +102,9 @@ class Consumer final {
 
   // A tile of which this half sees nothing, when nothing is pending.
   __device__ void SkipTile(bool last) {
-    // Nothing but the __syncwarp of the release would order the other lanes' reads before lane 0's
-    // arrival. It does, but the assembler drops it where lanes have met, and racecheck with it.
-    NamedBarrierSync(1 + half_ * 4 + row_ / 16, 32);
     ReleaseK(place_, q_place_, last);
     AwaitFull(shared_.v_bars, place_);
-    Release(shared_.v_bars, place_, lane_);
+    ReleaseByWarp(shared_.v_bars, place_, lane_);
     place_ = place_.Next();
   }
 
@@ -163,7 +160,7 @@ class Consumer final {
         Rescale(output->o, rescale);
       }
       Pin(p);
-      Release(shared_.v_bars, place_, lane_);
+      ReleaseByWarp(shared_.v_bars, place_, lane_);
       PackScores<T>(s, p);
       *tile = next;
       place_ = place;
@@ -172,7 +169,7 @@ class Consumer final {
     products_.IssuePv(output->o, p, place_.stage);
     WgmmaWait<0>();
     Pin(output->o);
-    Release(shared_.v_bars, place_, lane_);
+    ReleaseByWarp(shared_.v_bars, place_, lane_);
     place_ = place_.Next();
   }
 

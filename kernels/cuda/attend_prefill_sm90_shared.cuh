@@ -79,10 +79,14 @@ __device__ inline void AwaitFull(StageBarriers& barriers, const RingPlace& place
 __device__ inline void AwaitEmpty(StageBarriers& barriers, const RingPlace& place) {
   BarrierWait(SharedAddress(&barriers.empty[place.stage]), place.parity ^ 1);
 }
-// By a whole warp, when all its lanes are done with the stage: one arrival.
-__device__ inline void Release(StageBarriers& barriers, const RingPlace& place, int lane) {
+// By each thread that has read from the stage itself: one arrival.
+__device__ inline void Release(StageBarriers& barriers, const RingPlace& place) {
+  BarrierArrive(SharedAddress(&barriers.empty[place.stage]));
+}
+// By a whole warp whose products alone have read from the stage: one arrival.
+__device__ inline void ReleaseByWarp(StageBarriers& barriers, const RingPlace& place, int lane) {
   __syncwarp();
-  if (lane == 0) BarrierArrive(SharedAddress(&barriers.empty[place.stage]));
+  if (lane == 0) Release(barriers, place);
 }
 
 template <int kHeadDim>
@@ -90,9 +94,12 @@ __device__ void InitBarriers(Shared<kHeadDim>& shared) {
   for (int i = 0; i < kStages; ++i) {
     for (StageBarriers* bars : {&shared.q_bars, &shared.k_bars, &shared.v_bars}) {
       BarrierInit(SharedAddress(&bars->full[i]), 1);
-      BarrierInit(SharedAddress(&bars->empty[i]), kConsumerWarps);
     }
-    // Batches are written and read by all lanes of a warp, each of which arrives.
+    // With Q and K come records, read by all lanes, each of which arrives.
+    BarrierInit(SharedAddress(&shared.q_bars.empty[i]), kConsumerWarps * 32);
+    BarrierInit(SharedAddress(&shared.k_bars.empty[i]), kConsumerWarps * 32);
+    BarrierInit(SharedAddress(&shared.v_bars.empty[i]), kConsumerWarps);
+    // Batches are written and read by all lanes of a warp.
     BarrierInit(SharedAddress(&shared.batch_bars.full[i]), 32);
     BarrierInit(SharedAddress(&shared.batch_bars.empty[i]), 32);
   }
