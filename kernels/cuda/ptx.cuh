@@ -302,4 +302,11 @@ __device__ inline float Exp2(float x) {
   return out;
 }
 
+// The greater one; NaN when one is NaN.
+__device__ inline float MaxNan(float a, float b) {
+  float out;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
+  return out;
+}
+
 }  // namespace lacuna::kernels::cuda

@@ -1,5 +1,6 @@
-// The second of two launches, for one row: log probabilities, what is kept, the draw, from what the
-// first left of each chunk; of the row itself only the chunks that matter are read.
+// The second of two launches, for one row, whatever it asks for (PlainChoice does those that ask
+// for little): log probabilities, what is kept, the draw, from what the first left of each chunk;
+// of the row itself only the chunks that matter are read.
 //
 // The sampler lives in registers: no function that is not inlined may take its address.
 #pragma once
@@ -11,6 +12,7 @@
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/sample_few.cuh"
 #include "kernels/cuda/sample_measure.cuh"
+#include "kernels/cuda/sample_random.cuh"
 #include "kernels/cuda/sample_select.cuh"
 #include "kernels/ops/sample.h"
 
@@ -47,24 +49,6 @@ __device__ inline bool IsWide(const SampleRow& row) {
   if (row.forced_token >= 0 || row.temperature == 0.0f) return false;
   if (row.top_k > 0) return row.top_k > kTopKFew;
   return row.top_p < 1.0f || (row.min_p > 0.0f && row.min_p < kMinPFew);
-}
-
-// Finalizer of SplitMix64 (Steele et al. 2014).
-__device__ inline uint64_t Mix(uint64_t x) {
-  x += 0x9e3779b97f4a7c15u;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-  return x ^ (x >> 31);
-}
-
-// 53 bits, a function of (seed, index) alone: u * 2^53, u in [0, 1).
-__device__ inline uint64_t UniformBits(uint64_t seed, int64_t index) {
-  const uint64_t mixed = Mix(static_cast<uint64_t>(index));
-  return Mix(Mix(seed) ^ (mixed << 32 | mixed >> 32)) >> 11;
-}
-// floor(u * total), exact.
-__device__ inline uint64_t UniformBelow(uint64_t bits, uint64_t total) {
-  return __umul64hi(bits, total) << 11 | (bits * total) >> 53;
 }
 
 template <bool kCluster>

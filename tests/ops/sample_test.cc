@@ -373,6 +373,54 @@ TEST_P(SampleTest, BrokenRowsSayWhyAndLeaveTheOthersAlone) {
   }
 }
 
+// Rows without log probabilities and cuts have a way of their own where the others do not differ.
+TEST_P(SampleTest, LogprobsDoNotChangeTheToken) {
+  for (const int64_t vocab : {700, 40003, 270001}) {
+    for (const bool masked : {false, true}) {
+      if (masked && vocab > 40003) continue;
+      std::vector<SampleCase> cases(vocab > 40003 ? 4 : 24);
+      for (size_t i = 0; i < cases.size(); ++i) {  // pairs
+        cases[i].row = {.seed = 991 * (i / 2) + 3,
+                        .index = static_cast<int64_t>(i / 2),
+                        .temperature = 0.2f * static_cast<float>(i / 2 % 8),
+                        .logprobs = i % 2 == 0 ? -1 : 0};
+        if (i % 8 >= 6) cases[i].edits.push_back({.token = 5, .bias = 3.0f});
+        if (!masked) continue;
+        cases[i].mask = std::vector<uint32_t>(static_cast<size_t>(CeilDiv(vocab, 32)), 0x5a5a5a5au);
+      }
+      const auto rows = static_cast<int64_t>(cases.size());
+      TestTensor logits = MakeLogits(rows, vocab);
+      for (int64_t row = 0; row < rows; row += 2) {
+        for (int64_t i = 0; i < vocab; ++i) logits.set(row + 1, i, logits.at(row, i));
+      }
+      Check(logits, cases);
+      const Outcome outcome = Run(logits, cases);
+      for (size_t i = 0; i < cases.size(); i += 2) {
+        EXPECT_EQ(outcome.tokens[i], outcome.tokens[i + 1]) << "rows " << i << " of " << vocab;
+      }
+    }
+  }
+}
+
+TEST_P(SampleTest, BrokenRowsWithoutLogprobs) {
+  for (const float temperature : {0.0f, 1.0f}) {
+    TestTensor logits = MakeLogits(5, 40000);
+    logits.set(1, 20000, std::numeric_limits<float>::quiet_NaN());
+    logits.set(2, 39999, kInfinity);
+    for (int64_t i = 0; i < 40000; ++i) logits.set(3, i, -kInfinity);
+    for (int64_t i = 0; i < 40000; ++i) logits.set(4, i, i == 39990 ? -2.0f : -kInfinity);
+    std::vector<SampleCase> cases(5);
+    for (size_t i = 0; i < 5; ++i) cases[i].row = {.seed = i, .temperature = temperature};
+    const Outcome outcome = Run(logits, cases);
+    const int32_t statuses[] = {SampleResult::kOk, SampleResult::kNotANumber,
+                                SampleResult::kNotANumber, SampleResult::kImpossible,
+                                SampleResult::kOk};
+    for (size_t i = 0; i < 5; ++i) EXPECT_EQ(outcome.results[i].status, statuses[i]) << "row " << i;
+    for (size_t i = 1; i < 4; ++i) EXPECT_EQ(outcome.tokens[i], 0) << "row " << i;
+    EXPECT_EQ(outcome.tokens[4], 39990);
+  }
+}
+
 // A preempted or batched sequence draws the same tokens.
 TEST_P(SampleTest, RowsDoNotDependOnTheBatch) {
   const std::vector<SampleCase> cases = Variants();

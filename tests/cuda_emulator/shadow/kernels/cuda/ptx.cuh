@@ -153,5 +153,8 @@ uint32_t Pack(float low, float high) {
   return static_cast<uint32_t>(halves[1]) << 16 | halves[0];
 }
 inline float Exp2(float x) { return std::exp2(x); }
+inline float MaxNan(float a, float b) {
+  return std::isnan(a) || std::isnan(b) ? std::nanf("") : std::fmax(a, b);
+}
 
 }  // namespace lacuna::kernels::cuda
