@@ -1,8 +1,5 @@
 // Rotary embedding, norm of q and k heads, and the write of K and V into their pages, in one pass
 // over qkv. The slab layout is kv_layout.cuh's.
-//
-// Stale bytes: of the tokens of a page that are in this call, the last one clears the rows behind
-// it, if the page's first token is in this call too. No other token writes those rows in this call.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -11,124 +8,31 @@
 #include <type_traits>
 
 #include "kernels/core/checked_math.h"
+#include "kernels/cuda/append_kv.cuh"
+#include "kernels/cuda/append_kv_ring.cuh"
 #include "kernels/cuda/kv_layout.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ops.h"
-#include "kernels/cuda/prefetch.cuh"
 #include "kernels/cuda/resident_blocks.h"
 #include "kernels/cuda/vectors.cuh"
 
 namespace lacuna::kernels::cuda {
+namespace append {
 namespace {
-
-constexpr int kThreads = 128;
-
-// Rows of heads; null when there are none.
-struct Heads final {
-  void* data = nullptr;
-  int64_t stride = 0;  // elements between tokens
-};
-
-struct Params final {
-  Heads q, k, v;
-  const float* q_norm = nullptr;
-  const float* k_norm = nullptr;
-  float eps = 0.0f;
-  const int32_t* positions = nullptr;
-  const float* cos_sin = nullptr;
-  int64_t cos_sin_stride = 0;
-  int64_t positions_max = 0;
-  int rotary_dim = 0;  // 0: no rotation
-  bool interleaved = false;
-  const int32_t* slots = nullptr;
-  void* pool = nullptr;
-  int page_tokens = 0;
-  int tokens = 0;
-  int q_heads = 0;
-  int kv_heads = 0;
-  int head_dim = 0;
-};
-
-// Where a token's K and V go.
-struct Place final {
-  int64_t page = -1;  // < 0: nowhere
-  int row = 0;
-  int clear_end = 0;  // rows (row, clear_end) of the page become zero
-};
-
-// `slot` of the token and `next` of the one behind it (-1: none).
-struct Slots final {
-  int slot = -1;
-  int next = -1;
-};
-__device__ Slots SlotsOf(const Params& params, int token) {
-  return {params.slots[token], token + 1 < params.tokens ? params.slots[token + 1] : -1};
-}
-__device__ Place PlaceOf(const Params& params, int token, const Slots& slots) {
-  const auto [slot, next] = slots;
-  if (slot < 0) return {};
-  Place place{slot / params.page_tokens, slot % params.page_tokens, 0};
-  const bool last = next != slot + 1 || place.row + 1 == params.page_tokens;
-  const int first = token - place.row;  // the token of the page's row 0, if it is in this call
-  if (last && first >= 0 && params.slots[first] == slot - place.row) {
-    place.clear_end = params.page_tokens;
-  }
-  return place;
-}
-
-enum class Kind { kQ, kK, kV };
-
-// One head of one token.
-struct Head final {
-  Kind kind;
-  int index;  // among the heads of its kind
-};
-__device__ Head HeadOf(const Params& params, int head) {
-  if (head < params.q_heads) return {Kind::kQ, head};
-  head -= params.q_heads;
-  return head < params.kv_heads ? Head{Kind::kK, head} : Head{Kind::kV, head - params.kv_heads};
-}
-template <typename T>
-__device__ T* Source(const Params& params, int token, Head head) {
-  const Heads& heads = head.kind == Kind::kQ   ? params.q
-                       : head.kind == Kind::kK ? params.k
-                                               : params.v;
-  return static_cast<T*>(heads.data) + token * heads.stride +
-         static_cast<int64_t>(head.index) * params.head_dim;
-}
-// The K or the V of the slab that a k or v head is written to.
-template <typename T>
-__device__ T* Slab(const Params& params, int64_t page, Head head) {
-  const int64_t part = static_cast<int64_t>(params.page_tokens) * params.head_dim;
-  return static_cast<T*>(params.pool) +
-         ((page * params.kv_heads + head.index) * 2 + (head.kind == Kind::kV ? 1 : 0)) * part;
-}
-__device__ const float* NormOf(const Params& params, Head head) {
-  return head.kind == Kind::kQ ? params.q_norm : head.kind == Kind::kK ? params.k_norm : nullptr;
-}
-
-// The same two roundings wherever a pair is turned.
-__device__ void Turn(float& x, float& y, float cosine, float sine) {
-  const float turned = fmaf(x, cosine, -(y * sine));
-  y = fmaf(y, cosine, x * sine);
-  x = turned;
-}
 
 // ---- Vectors: a head is spread over kLanes threads, each with two chunks of eight channels. ----
 
-// The two chunks of a lane. Halves: a pair's two channels lie in the two chunks; interleaved: side
-// by side. Lanes behind rotary_dim pass their channels on.
+// The two chunks of a lane: one of each half of the channels that turn, where a pair's two channels
+// lie in both or, interleaved, side by side. Lanes behind these share the other channels likewise.
 struct Chunks final {
   int a, b;
   bool turns;
 };
-template <bool kInterleaved>
 __device__ Chunks ChunksOf(const Params& params, int lane) {
   const int turning = params.rotary_dim / (2 * kVector);
-  if (kInterleaved || lane >= turning) {
-    return {2 * kVector * lane, 2 * kVector * lane + kVector, lane < turning};
-  }
-  return {kVector * lane, params.rotary_dim / 2 + kVector * lane, true};
+  if (lane < turning) return {kVector * lane, params.rotary_dim / 2 + kVector * lane, true};
+  const int at = kVector * (lane - turning);
+  return {params.rotary_dim + at, (params.rotary_dim + params.head_dim) / 2 + at, false};
 }
 
 template <int kLanes>
@@ -142,38 +46,30 @@ __device__ float SumOverLanes(float value) {
   return value;
 }
 
-// 1 / rms of each of a thread's heads; 1 for those without a norm.
-template <int kLanes, int kHeads, typename T>
-__device__ void InverseNorms(const Params& params, const bool (&normed)[kHeads],
-                             const Pack<T> (&a)[kHeads], const Pack<T> (&b)[kHeads],
-                             float (&inverse)[kHeads]) {
-  float sums[kHeads];
-#pragma unroll
-  for (int i = 0; i < kHeads; ++i) {
-    float values_a[kVector];
-    float values_b[kVector];
-    Unpack(a[i], values_a);
-    Unpack(b[i], values_b);
-    sums[i] = 0.0f;
-#pragma unroll
-    for (int j = 0; j < kVector; ++j) {
-      sums[i] = fmaf(values_a[j], values_a[j], fmaf(values_b[j], values_b[j], sums[i]));
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < kHeads; ++i) {
-    const float sum = SumOverLanes<kLanes>(sums[i]);
-    const float mean = sum / static_cast<float>(params.head_dim);
-    inverse[i] = normed[i] ? 1.0f / sqrtf(mean + params.eps) : 1.0f;
-  }
+// 1 / rms of a head.
+template <int kLanes>
+__device__ float InverseNorm(const Params& params, float sum_of_squares) {
+  return rsqrtf(fmaf(SumOverLanes<kLanes>(sum_of_squares), params.dim_inverse, params.eps));
+}
+
+// Sixteen bytes in one load: of a struct of floats the compiler makes single ones.
+__device__ void LoadFour(const float* from, float* to) {
+  const float4 four = *reinterpret_cast<const float4*>(from);
+  to[0] = four.x;
+  to[1] = four.y;
+  to[2] = four.z;
+  to[3] = four.w;
 }
 
 __device__ void Scale(const float* weight, const Chunks& chunks, float inverse, float (&a)[kVector],
                       float (&b)[kVector]) {
   float weight_a[kVector];
   float weight_b[kVector];
-  LoadVector<true>(weight + chunks.a, kVector, weight_a);
-  LoadVector<true>(weight + chunks.b, kVector, weight_b);
+#pragma unroll
+  for (int i = 0; i < kVector; i += 4) {
+    LoadFour(weight + chunks.a + i, weight_a + i);
+    LoadFour(weight + chunks.b + i, weight_b + i);
+  }
 #pragma unroll
   for (int i = 0; i < kVector; ++i) {
     a[i] *= inverse * weight_a[i];
@@ -196,39 +92,8 @@ __device__ void TurnLanes(const float (&cosines)[kVector], const float (&sines)[
   }
 }
 
-template <typename T>
-__device__ void WriteLanes(const Params& params, const Place& place, Head head,
-                           const Chunks& chunks, const float (&a)[kVector],
-                           const float (&b)[kVector]) {
-  if (place.page < 0) return;
-  T* const slab = Slab<T>(params, place.page, head);
-  const auto at = [&](int row, int column) {
-    return slab + KvElement(row, column, params.page_tokens, params.head_dim);
-  };
-  StoreVector<true>(at(place.row, chunks.a), kVector, a);
-  StoreVector<true>(at(place.row, chunks.b), kVector, b);
-}
-
-// The rows of a page behind a token, by all blocks of the token together.
-template <typename T>
-__device__ void ClearBehind(const Params& params, const Place& place) {
-  const int rows = place.clear_end - place.row - 1;
-  if (place.page < 0 || rows <= 0) return;
-  const int vectors = params.head_dim / kVector;  // of a row
-  const int of_half = rows * vectors;             // of the K or the V of a slab
-  T* const page = Slab<T>(params, place.page, {Kind::kK, 0});
-  const float zeros[kVector] = {};
-  for (int i = static_cast<int>(blockIdx.y * kThreads + threadIdx.x);
-       i < params.kv_heads * 2 * of_half; i += static_cast<int>(gridDim.y) * kThreads) {
-    const int row = place.row + 1 + i % of_half / vectors;
-    const int column = i % vectors * kVector;
-    StoreVector<true>(page + i / of_half * params.page_tokens * params.head_dim +
-                          KvElement(row, column, params.page_tokens, params.head_dim),
-                      kVector, zeros);
-  }
-}
-
 // What a lane's pairs are turned by at a position.
+template <bool kInterleaved>
 struct Turns final {
   int position;
   float cosines[kVector];
@@ -242,125 +107,247 @@ struct Turns final {
       sines[i] = 0.0f;
     }
     if (!chunks.turns || at < 0 || at >= params.positions_max) return;
-    const float* const row = params.cos_sin + at * params.cos_sin_stride + kVector * lane;
-    LoadVector<true>(row, kVector, cosines);
-    LoadVector<true>(row + params.rotary_dim / 2, kVector, sines);
+    // Interleaved: four pairs in each chunk.
+    const int first = kInterleaved ? kVector / 2 * lane : kVector * lane;
+    const int second = kInterleaved ? params.rotary_dim / 4 : kVector / 2;  // behind the first
+    const float* const row = params.cos_sin + at * params.cos_sin_stride + first;
+    LoadFour(row, cosines);
+    LoadFour(row + second, cosines + kVector / 2);
+    LoadFour(row + params.rotary_dim / 2, sines);
+    LoadFour(row + params.rotary_dim / 2 + second, sines + kVector / 2);
   }
 };
+
+// Norm and rotation of a lane's channels of a head; by the whole group.
+template <int kLanes, bool kInterleaved, bool kNorm>
+__device__ void TurnHead(const Params& params, Head head, const Chunks& chunks, bool present,
+                         const Turns<kInterleaved>& turns, float (&a)[kVector],
+                         float (&b)[kVector]) {
+  const float* const weight = kNorm ? NormOf(params, head) : nullptr;
+  if (weight != nullptr) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) sum = fmaf(a[i], a[i], fmaf(b[i], b[i], sum));
+    const float inverse = InverseNorm<kLanes>(params, sum);
+    if (present) Scale(weight, chunks, inverse, a, b);
+  }
+  if (chunks.turns && head.kind != Kind::kV) {
+    TurnLanes<kInterleaved>(turns.cosines, turns.sines, a, b);
+  }
+}
+
+template <typename T>
+__device__ void WriteLanes(const Params& params, const Place& place, Head head,
+                           const Chunks& chunks, const float (&a)[kVector],
+                           const float (&b)[kVector]) {
+  if (place.page < 0) return;
+  T* const slab = Slab<T>(params, place.page, head);
+  const auto at = [&](int row, int column) {
+    return slab + KvElement(row, column, params.page_tokens, params.head_dim);
+  };
+  StoreVector<true>(at(place.row, chunks.a), kVector, a);
+  StoreVector<true>(at(place.row, chunks.b), kVector, b);
+}
+
+// Eight zeros in one store, for the same reason.
+template <typename T>
+__device__ void ClearVector(T* to) {
+  static_assert(sizeof(T) * kVector == sizeof(uint4));
+  *reinterpret_cast<uint4*>(to) = uint4{0, 0, 0, 0};
+}
+
+// The rows of a page behind a token, by all blocks of the token together.
+template <typename T>
+__device__ void ClearBehind(const Params& params, const Place& place) {
+  const int rows = place.clear_end - place.row - 1;
+  if (place.page < 0 || rows <= 0) return;
+  const int vectors = params.head_dim / kVector;  // of a row
+  const int of_half = rows * vectors;             // of the K or the V of a slab
+  T* const page = Slab<T>(params, place.page, {Kind::kK, 0});
+  for (int i = static_cast<int>(blockIdx.y * kThreads + threadIdx.x);
+       i < params.kv_heads * 2 * of_half; i += static_cast<int>(gridDim.y) * kThreads) {
+    const int row = place.row + 1 + i % of_half / vectors;
+    const int column = i % vectors * kVector;
+    ClearVector(page + i / of_half * params.page_tokens * params.head_dim +
+                KvElement(row, column, params.page_tokens, params.head_dim));
+  }
+}
 
 // Past L1: a position read too early must not stay there.
 __device__ int PositionOf(const Params& params, int token) {
   return params.rotary_dim > 0 ? __ldcg(params.positions + token) : 0;
 }
-// Brings to L2 what Turns will load, by the first threads of the block.
-__device__ void FetchTurns(const Params& params, int64_t position) {
-  constexpr int kSector = 8;  // floats
-  const int column = static_cast<int>(threadIdx.x) * kSector;
-  if (column >= params.rotary_dim || position < 0 || position >= params.positions_max) return;
-  PrefetchL2(params.cos_sin + position * params.cos_sin_stride + column);
-}
 
-// What a thread needs of one token, all of it in flight together: its chunks of kHeads heads, the
-// slots.
-template <typename T, int kHeads>
-struct TokenPart final {
-  Pack<T> a[kHeads];
-  Pack<T> b[kHeads];
-  int position = 0;
-  Slots slots;
-
-  // Heads first, first + step ...; `present`: the lane has channels.
-  __device__ void Load(const Params& params, int token, int at, int first, int step,
-                       const Chunks& chunks, bool present) {
-#pragma unroll
-    for (int i = 0; i < kHeads; ++i) {
-      a[i] = {};
-      b[i] = {};
-      const int head = first + i * step;
-      if (head >= params.q_heads + 2 * params.kv_heads || !present) continue;
-      const T* const from = Source<T>(params, token, HeadOf(params, head));
-      a[i] = *reinterpret_cast<const Pack<T>*>(from + chunks.a);
-      b[i] = *reinterpret_cast<const Pack<T>*>(from + chunks.b);
-    }
-    position = at;
-    slots = SlotsOf(params, token);
+// Few tokens, and heads that lanes do not share evenly: blockIdx.x is a token, a group of lanes
+// takes one of its heads. A block guesses the position from what lies there before the previous
+// kernel has ended, and has the angles, which are constants, by then.
+template <typename T, int kLanes, bool kInterleaved, bool kNorm>
+__global__ void __launch_bounds__(kThreads) RopeAppendKernel(const Params params) {
+  constexpr int kGroups = kThreads / kLanes;
+  const int lane = static_cast<int>(threadIdx.x) % kLanes;
+  const Chunks chunks = ChunksOf(params, lane);
+  const int index = static_cast<int>(blockIdx.y) * kGroups + static_cast<int>(threadIdx.x) / kLanes;
+  // Lanes are a power of two, head_dim is not.
+  const bool present = chunks.b < params.head_dim && index < params.q_heads + 2 * params.kv_heads;
+  const int token = static_cast<int>(blockIdx.x);
+  LetNextStart();
+  Turns<kInterleaved> turns;
+  turns.Load(params, chunks, lane, PositionOf(params, token));
+  WaitForPrevious();
+  const Head head = HeadOf(params, index);
+  T* const source = Source<T>(params, token, head);
+  Pack<T> pack_a{};
+  Pack<T> pack_b{};
+  if (present) {
+    pack_a = *reinterpret_cast<const Pack<T>*>(source + chunks.a);
+    pack_b = *reinterpret_cast<const Pack<T>*>(source + chunks.b);
   }
-};
-
-template <typename T, int kLanes, int kHeads, bool kInterleaved, bool kNorm>
-__device__ void WriteToken(const Params& params, int token, int first, int step,
-                           const Chunks& chunks, bool present, const TokenPart<T, kHeads>& part,
-                           const Turns& turns) {
-  const Place place = PlaceOf(params, token, part.slots);
-  [[maybe_unused]] float inverse[kHeads];
-  if constexpr (kNorm) {
-    bool normed[kHeads];
-#pragma unroll
-    for (int i = 0; i < kHeads; ++i) {
-      normed[i] = NormOf(params, HeadOf(params, first + i * step)) != nullptr;
-    }
-    InverseNorms<kLanes>(params, normed, part.a, part.b, inverse);
-  }
-#pragma unroll
-  for (int i = 0; i < kHeads; ++i) {
-    const int index = first + i * step;
-    if (index >= params.q_heads + 2 * params.kv_heads || !present) break;
-    const Head head = HeadOf(params, index);
-    float a[kVector];
-    float b[kVector];
-    Unpack(part.a[i], a);
-    Unpack(part.b[i], b);
-    if constexpr (kNorm) {
-      const float* const weight = NormOf(params, head);
-      if (weight != nullptr) Scale(weight, chunks, inverse[i], a, b);
-    }
-    if (chunks.turns && head.kind != Kind::kV) {
-      TurnLanes<kInterleaved>(turns.cosines, turns.sines, a, b);
-    }
-    if (head.kind == Kind::kQ) {
-      T* const to = Source<T>(params, token, head);
-      StoreVector<true>(to + chunks.a, kVector, a);
-      StoreVector<true>(to + chunks.b, kVector, b);
-    } else {
-      WriteLanes<T>(params, place, head, chunks, a, b);
-    }
+  const int position = PositionOf(params, token);
+  const Slots slots = SlotsOf(params, token);
+  if (turns.position != position) turns.Load(params, chunks, lane, position);
+  const Place place = PlaceOf(params, token, slots);
+  float a[kVector];
+  float b[kVector];
+  Unpack(pack_a, a);
+  Unpack(pack_b, b);
+  TurnHead<kLanes, kInterleaved, kNorm>(params, head, chunks, present, turns, a, b);
+  if (present && head.kind == Kind::kQ) {
+    StoreVector<true>(source + chunks.a, kVector, a);
+    StoreVector<true>(source + chunks.b, kVector, b);
+  } else if (present) {
+    WriteLanes<T>(params, place, head, chunks, a, b);
   }
   ClearBehind<T>(params, place);
 }
 
-// A block takes every gridDim.x-th token, and fetches the next while it works on one, with the
-// position of the one after that: where the next one's angles lie is known in time. A group of
-// lanes takes kHeads of the token's heads. Blocks of few tokens guess the first one's position from
-// what lies there before the previous kernel has ended, and have its angles, constants, by then.
-template <typename T, int kLanes, int kHeads, bool kInterleaved, bool kNorm>
-__global__ void __launch_bounds__(kThreads, 4) RopeAppendKernel(const Params params) {
-  constexpr int kGroups = kThreads / kLanes;
+// Many tokens: see Ring. A thread has a lane's chunks of kTogether heads of one token at a time.
+template <typename T, int kLanes>
+struct Outputs final {
+  static constexpr int kStep = kBlockHeads<kLanes> / kTogether;
+  static constexpr int kHeadDim = 2 * kVector * kLanes;
+  int first;         // the heads are first, first + kStep ...
+  T* to[kTogether];  // of q at token 0, of k and v in page 0; null: no such head
+
+  __device__ Outputs(const Params& params, int first_head) : first(first_head) {
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) {
+      const int index = first + i * kStep;
+      const Head head = HeadOf(params, index);
+      to[i] = index >= params.q_heads + 2 * params.kv_heads ? nullptr
+              : head.kind == Kind::kQ                       ? Source<T>(params, 0, head)
+                                                            : Slab<T>(params, 0, head);
+    }
+  }
+  __device__ Head head(const Params& params, int i) const {
+    return HeadOf(params, first + i * kStep);
+  }
+};
+
+// Where a lane's chunks of a row of any K or V lie, behind the start of that in page 0.
+template <int kHeadDim>
+struct Spots final {
+  int64_t a, b;
+  __device__ Spots(const Params& params, int64_t page, int row, const Chunks& chunks) {
+    const int64_t start = page * params.kv_heads * 2 * params.page_tokens * kHeadDim;
+    a = start + KvElement(row, chunks.a, params.page_tokens, kHeadDim);
+    b = start + KvElement(row, chunks.b, params.page_tokens, kHeadDim);
+  }
+};
+
+// The rows of a page behind a token, of a thread's heads.
+template <typename T, int kLanes>
+__device__ void ClearBehind(const Params& params, const Place& place,
+                            const Outputs<T, kLanes>& outputs, const Chunks& chunks) {
+  for (int row = place.row + 1; row < place.clear_end; ++row) {
+    const Spots<outputs.kHeadDim> spots(params, place.page, row, chunks);
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) {
+      if (outputs.to[i] == nullptr || outputs.head(params, i).kind == Kind::kQ) continue;
+      ClearVector(outputs.to[i] + spots.a);
+      ClearVector(outputs.to[i] + spots.b);
+    }
+  }
+}
+
+template <typename T, int kLanes, bool kInterleaved, bool kNorm>
+__device__ void WriteToken(const Params& params, const Outputs<T, kLanes>& outputs,
+                           const Chunks& chunks, const TokenPart<T>& part, int64_t q_row,
+                           const Place& place, const Spots<2 * kVector * kLanes>& spots,
+                           const Turns<kInterleaved>& turns) {
+#pragma unroll
+  for (int i = 0; i < kTogether; ++i) {
+    if (outputs.to[i] == nullptr) break;
+    const Head head = outputs.head(params, i);
+    float a[kVector];
+    float b[kVector];
+    Unpack(part.a[i], a);
+    Unpack(part.b[i], b);
+    TurnHead<kLanes, kInterleaved, kNorm>(params, head, chunks, true, turns, a, b);
+    const bool is_q = head.kind == Kind::kQ;
+    if (!is_q && place.page < 0) break;  // behind it are no q heads
+    StoreVector<true>(outputs.to[i] + (is_q ? q_row + chunks.a : spots.a), kVector, a);
+    StoreVector<true>(outputs.to[i] + (is_q ? q_row + chunks.b : spots.b), kVector, b);
+  }
+}
+
+// blockIdx.x is a part of the heads. A block takes every gridDim.y-th group of tokens, so that all
+// blocks together move through memory in order, and has the next ones on the way while it works on
+// one. Before the previous kernel has ended it guesses its first positions, as above, and brings
+// its first tokens to L2. For heads whose channels the lanes share evenly.
+template <typename T, int kLanes, bool kInterleaved, bool kNorm>
+__global__ void __launch_bounds__(kThreads, 4) RopeAppendManyKernel(const Params params) {
+  LACUNA_DYNAMIC_SHARED(16, char, memory);
+  auto& ring = *reinterpret_cast<Ring<T, kLanes>*>(memory);
   const int lane = static_cast<int>(threadIdx.x) % kLanes;
-  const Chunks chunks = ChunksOf<kInterleaved>(params, lane);
-  const bool present = chunks.b < params.head_dim;  // lanes are a power of two, head_dim is not
-  const int first =
-      static_cast<int>(blockIdx.y) * kGroups * kHeads + static_cast<int>(threadIdx.x) / kLanes;
-  const int step = static_cast<int>(gridDim.x);
-  int token = static_cast<int>(blockIdx.x);
+  const int group = static_cast<int>(threadIdx.x) / kLanes;
+  const Chunks chunks = ChunksOf(params, lane);
+  const int block_head = static_cast<int>(blockIdx.x) * kBlockHeads<kLanes>;
+  const Outputs<T, kLanes> outputs(params, block_head + group / kBlockTokens);
+  const auto share = CopierShare<T>(params, block_head, kBlockHeads<kLanes>);
+  const int step = static_cast<int>(gridDim.y) * kBlockTokens;
+  int start = static_cast<int>(blockIdx.y) * kBlockTokens;
+  int token = start + group % kBlockTokens;
+  const auto fetch = [&](int ahead, int stage) {  // the tokens `ahead` steps on, if there are any
+    if (start < params.tokens - ahead * step) {
+      ring.Fetch(params, share, block_head, start + ahead * step, stage);
+    }
+  };
   LetNextStart();
-  Turns turns;
-  if constexpr (kHeads == 1) turns.Load(params, chunks, lane, PositionOf(params, token));
+  if (threadIdx.x == 0) ring.Init();
+  PrefetchShares(params, share, start);
+  Turns<kInterleaved> turns;
+  turns.Load(params, chunks, lane, PositionOf(params, min(token, params.tokens - 1)));
+  __syncthreads();
   WaitForPrevious();
-  TokenPart<T, kHeads> next;
-  next.Load(params, token, PositionOf(params, token), first, kGroups, chunks, present);
-  int ahead = token < params.tokens - step ? PositionOf(params, token + step) : 0;
-  for (; token < params.tokens; token += step) {
-    const TokenPart<T, kHeads> part = next;
+#pragma unroll
+  for (int i = 0; i < kStages; ++i) fetch(i, i);
+  const int position = PositionOf(params, min(token, params.tokens - 1));
+  if (turns.position != position) turns.Load(params, chunks, lane, position);
+  Slots slots = token < params.tokens ? SlotsOf(params, token) : Slots{};
+  int next_position = token < params.tokens - step ? PositionOf(params, token + step) : 0;
+  for (int turn = 0; start < params.tokens; start += step, token += step, ++turn) {
+    Turns<kInterleaved> next_turns = turns;
+    Slots next_slots;
     if (token < params.tokens - step) {
-      next.Load(params, token + step, ahead, first, kGroups, chunks, present);
-      FetchTurns(params, ahead);
-      if (token + step < params.tokens - step) ahead = PositionOf(params, token + 2 * step);
+      next_turns.Load(params, chunks, lane, next_position);
+      next_slots = SlotsOf(params, token + step);
+      if (token < params.tokens - 2 * step) next_position = PositionOf(params, token + 2 * step);
     }
-    if (kHeads > 1 || turns.position != part.position) {
-      turns.Load(params, chunks, lane, part.position);
+    const Place place = PlaceOf(params, token, slots);
+    const Spots<outputs.kHeadDim> spots(params, place.page, place.row, chunks);
+    const int stage = turn % kStages;
+    ring.Wait(stage, static_cast<uint32_t>(turn / kStages % 2));
+    const TokenPart<T> part =
+        ring.Part(stage, group % kBlockTokens, group / kBlockTokens, chunks.a, chunks.b);
+    __syncthreads();
+    fetch(kStages, stage);
+    if (token < params.tokens) {
+      WriteToken<T, kLanes, kInterleaved, kNorm>(params, outputs, chunks, part,
+                                                 token * params.q.stride, place, spots, turns);
+      ClearBehind<T, kLanes>(params, place, outputs, chunks);
     }
-    WriteToken<T, kLanes, kHeads, kInterleaved, kNorm>(params, token, first, kGroups, chunks,
-                                                       present, part, turns);
+    turns = next_turns;
+    slots = next_slots;
   }
 }
 
@@ -371,12 +358,6 @@ template <typename T>
 __device__ int SlabElement(const Params& params, int row, int column) {
   if constexpr (std::is_same_v<T, float>) return row * params.head_dim + column;
   return KvElement(row, column, params.page_tokens, params.head_dim);
-}
-
-__device__ float InverseNorm(float sum, int dim, float eps) {
-#pragma unroll
-  for (int lanes = 16; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
-  return 1.0f / sqrtf(sum / static_cast<float>(dim) + eps);
 }
 
 template <typename T>
@@ -408,7 +389,7 @@ __global__ void __launch_bounds__(kThreads) RopeAppendAnyKernel(const Params par
       const float value = ToF32(from[column]);
       sum = fmaf(value, value, sum);
     }
-    inverse = InverseNorm(sum, params.head_dim, params.eps);
+    inverse = InverseNorm<32>(params, sum);
   }
   const auto get = [&](int column) {
     const float value = ToF32(from[column]);
@@ -439,32 +420,54 @@ __global__ void __launch_bounds__(kThreads) RopeAppendAnyKernel(const Params par
 
 // ---- Launch ----
 
-template <typename T, int kLanes, bool kInterleaved>
+template <typename T, int kLanes, bool kInterleaved, bool kNorm>
+Status LaunchMany(const Params& params, int64_t heads, cudaStream_t stream) {
+  const auto kernel = RopeAppendManyKernel<T, kLanes, kInterleaved, kNorm>;
+  constexpr size_t kShared = sizeof(Ring<T, kLanes>);
+  LACUNA_CUDA_RETURN_IF_ERROR(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared));
+  const int64_t parts = CeilDiv(heads, kBlockHeads<kLanes>);
+  const int64_t groups = CeilDiv(params.tokens, kBlockTokens);
+  LACUNA_ASSIGN_OR_RETURN(const int64_t resident,
+                          ResidentBlocks(kernel, groups * parts, kThreads, kShared));
+  // As many turns to a block as end first when rounds of resident blocks follow each other; a round
+  // costs a turn more. Blocks that run longer drift apart, and memory is no longer read in order.
+  constexpr int64_t kTurnsMax = 8;
+  int64_t best_turns = 0;
+  int64_t best_time = 0;
+  for (int64_t turns = kTurnsMax; turns > 0; --turns) {
+    const int64_t time = CeilDiv(CeilDiv(groups, turns) * parts, resident) * (turns + 1);
+    if (best_turns > 0 && time >= best_time) continue;
+    best_turns = turns;
+    best_time = time;
+  }
+  const auto columns = static_cast<unsigned>(CeilDiv(groups, best_turns));
+  return Launch(kernel, dim3(static_cast<unsigned>(parts), columns), dim3(kThreads), kShared,
+                stream, params);
+}
+
+template <typename T, int kLanes, bool kInterleaved, bool kNorm>
 Status LaunchVectors(const Params& params, cudaStream_t stream) {
   constexpr int kGroups = kThreads / kLanes;
-  constexpr int kTogether = 3;
   constexpr int kFewTokens = 256;
   // Each of so few may clear a page; more blocks than their heads need share that.
   constexpr int kClearTokens = 8;
   constexpr int64_t kClearParts = 16;
-  constexpr int64_t kBlockTokensMax = 4;  // more blocks than run at once even their ends out
   const int heads = params.q_heads + 2 * params.kv_heads;
-  const auto launch = [&](auto kernel, int heads_together) -> Status {
-    int64_t parts = CeilDiv(heads, kGroups * heads_together);
-    if (params.tokens <= kClearTokens) parts = std::max(parts, kClearParts);
-    LACUNA_ASSIGN_OR_RETURN(const int64_t blocks,
-                            ResidentBlocks(kernel, params.tokens * parts, kThreads, 0));
-    const int64_t columns = std::max(CeilDiv(blocks, parts), params.tokens / kBlockTokensMax);
-    return Launch(kernel, dim3(static_cast<unsigned>(columns), static_cast<unsigned>(parts)),
-                  dim3(kThreads), 0, stream, params);
-  };
-  // Few tokens: as many blocks as possible; many: as many loads in flight as possible.
+  if (params.tokens > kFewTokens && params.head_dim == 2 * kVector * kLanes) {
+    return LaunchMany<T, kLanes, kInterleaved, kNorm>(params, heads, stream);
+  }
+  int64_t parts = CeilDiv(heads, kGroups);
+  if (params.tokens <= kClearTokens) parts = std::max(parts, kClearParts);
+  return Launch(RopeAppendKernel<T, kLanes, kInterleaved, kNorm>,
+                dim3(static_cast<unsigned>(params.tokens), static_cast<unsigned>(parts)),
+                dim3(kThreads), 0, stream, params);
+}
+
+template <typename T, int kLanes, bool kInterleaved>
+Status LaunchVectors(const Params& params, cudaStream_t stream) {
   return WithBool(params.q_norm != nullptr || params.k_norm != nullptr, [&](auto tag) {
-    constexpr bool kNorm = decltype(tag)::value;
-    if (params.tokens <= kFewTokens) {
-      return launch(RopeAppendKernel<T, kLanes, 1, kInterleaved, kNorm>, 1);
-    }
-    return launch(RopeAppendKernel<T, kLanes, kTogether, kInterleaved, kNorm>, kTogether);
+    return LaunchVectors<T, kLanes, kInterleaved, decltype(tag)::value>(params, stream);
   });
 }
 
@@ -526,41 +529,48 @@ Status Run(const Params& params, std::initializer_list<TensorView> views, DType 
 Heads HeadsOf(const TensorView& view) { return {view.data(), view.stride(0)}; }
 
 }  // namespace
+}  // namespace append
 
 Status AppendKv(const AppendKvArgs& args, cudaStream_t stream) {
-  const Params params{.k = HeadsOf(args.k),
-                      .v = HeadsOf(args.v),
-                      .slots = args.slots.as<const int32_t>(),
-                      .pool = args.pool.data,
-                      .page_tokens = static_cast<int>(args.pool.page_tokens),
-                      .tokens = static_cast<int>(args.k.dim(0)),
-                      .kv_heads = static_cast<int>(args.pool.kv_heads),
-                      .head_dim = static_cast<int>(args.pool.head_dim)};
-  return Run(params, {args.k, args.v}, args.pool.dtype, stream);
+  const append::Params params{
+      .k = append::HeadsOf(args.k),
+      .v = append::HeadsOf(args.v),
+      .slots = args.slots.as<const int32_t>(),
+      .pool = args.pool.data,
+      .page_tokens = static_cast<int>(args.pool.page_tokens),
+      .page_shift = std::countr_zero(static_cast<unsigned>(args.pool.page_tokens)),
+      .tokens = static_cast<int>(args.k.dim(0)),
+      .kv_heads = static_cast<int>(args.pool.kv_heads),
+      .head_dim = static_cast<int>(args.pool.head_dim),
+      .dim_inverse = 1.0f / static_cast<float>(args.pool.head_dim)};
+  return append::Run(params, {args.k, args.v}, args.pool.dtype, stream);
 }
 
 Status RopeAppend(const RopeAppendArgs& args, cudaStream_t stream) {
-  const Params params{.q = HeadsOf(args.q),
-                      .k = HeadsOf(args.k),
-                      .v = HeadsOf(args.v),
-                      .q_norm = args.q_norm.as<const float>(),
-                      .k_norm = args.k_norm.as<const float>(),
-                      .eps = args.norm_eps,
-                      .positions = args.positions.as<const int32_t>(),
-                      .cos_sin = args.cos_sin.as<const float>(),
-                      .cos_sin_stride = args.cos_sin.stride(0),
-                      .positions_max = args.cos_sin.dim(0),
-                      .rotary_dim = static_cast<int>(args.cos_sin.dim(1)),
-                      .interleaved = args.interleaved,
-                      .slots = args.slots.as<const int32_t>(),
-                      .pool = args.pool.data,
-                      .page_tokens = static_cast<int>(args.pool.page_tokens),
-                      .tokens = static_cast<int>(args.q.dim(0)),
-                      .q_heads = static_cast<int>(args.q.dim(1)),
-                      .kv_heads = static_cast<int>(args.pool.kv_heads),
-                      .head_dim = static_cast<int>(args.pool.head_dim)};
-  return Run(params, {args.q, args.k, args.v, args.q_norm, args.k_norm, args.cos_sin},
-             args.pool.dtype, stream);
+  const append::Params params{
+      .q = append::HeadsOf(args.q),
+      .k = append::HeadsOf(args.k),
+      .v = append::HeadsOf(args.v),
+      .q_norm = args.q_norm.as<const float>(),
+      .k_norm = args.k_norm.as<const float>(),
+      .eps = args.norm_eps,
+      .positions = args.positions.as<const int32_t>(),
+      .cos_sin = args.cos_sin.as<const float>(),
+      .cos_sin_stride = args.cos_sin.stride(0),
+      .positions_max = args.cos_sin.dim(0),
+      .rotary_dim = static_cast<int>(args.cos_sin.dim(1)),
+      .interleaved = args.interleaved,
+      .slots = args.slots.as<const int32_t>(),
+      .pool = args.pool.data,
+      .page_tokens = static_cast<int>(args.pool.page_tokens),
+      .page_shift = std::countr_zero(static_cast<unsigned>(args.pool.page_tokens)),
+      .tokens = static_cast<int>(args.q.dim(0)),
+      .q_heads = static_cast<int>(args.q.dim(1)),
+      .kv_heads = static_cast<int>(args.pool.kv_heads),
+      .head_dim = static_cast<int>(args.pool.head_dim),
+      .dim_inverse = 1.0f / static_cast<float>(args.pool.head_dim)};
+  return append::Run(params, {args.q, args.k, args.v, args.q_norm, args.k_norm, args.cos_sin},
+                     args.pool.dtype, stream);
 }
 
 }  // namespace lacuna::kernels::cuda

@@ -187,8 +187,8 @@ class Consumer final {
       p[i] = Exp2(x[i] - (max_[i % 2] == -INFINITY ? 0.0f : max_[i % 2]));
       l_[i % 2] += p[i];
     }
-    const uint32_t p0 = TransposeMatrix(Pack<T>(p[0], p[1]));
-    const uint32_t p1 = TransposeMatrix(Pack<T>(p[2], p[3]));
+    const uint32_t p0 = TransposeMatrix(PackPair<T>(p[0], p[1]));
+    const uint32_t p1 = TransposeMatrix(PackPair<T>(p[2], p[3]));
     const LaneRow row = RowOf(stage, 1, lane_ / 16 * 8 + lane_ % 8, lane_ / 8 % 2);
     const uint32_t keep[2] = {KeepPair(visible >> lane_ % 4 * 2),
                               KeepPair(visible >> (lane_ % 4 * 2 + 8))};

@@ -63,8 +63,8 @@ __device__ void WriteResult(const DecodeParams& p, int head_dim, int row, int he
       factor = mine / (fmaf(sums.l, mine, Exp2(sink - top)) + Exp2(dropped - top));
     }
   }
-  const uint2 packed = {Pack<T>(sums.o.x * factor, sums.o.y * factor),
-                        Pack<T>(sums.o.z * factor, sums.o.w * factor)};
+  const uint2 packed = {PackPair<T>(sums.o.x * factor, sums.o.y * factor),
+                        PackPair<T>(sums.o.z * factor, sums.o.w * factor)};
   T* out = static_cast<T*>(p.out) + row * p.out_row + head * head_dim + channel;
   *reinterpret_cast<uint2*>(out) = packed;
   if (p.lse != nullptr && channel == 0) p.lse[row * p.lse_row + head] = lse;

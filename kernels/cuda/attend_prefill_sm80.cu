@@ -55,7 +55,7 @@ __device__ void Finish(const PrefillParams& p, int64_t first_row, int rows, int 
 #pragma unroll
       for (int n = 0; n < kDim / 8; ++n) {
         const uint32_t pair =
-            Pack<T>(out[m][n][2 * half] * factor, out[m][n][2 * half + 1] * factor);
+            PackPair<T>(out[m][n][2 * half] * factor, out[m][n][2 * half + 1] * factor);
         const int column = n * 8 + (lane & 3) * 2;
         *reinterpret_cast<uint32_t*>(stage + KvElement(row, column, Tile::kRows, kDim)) = pair;
       }

@@ -68,7 +68,7 @@ __device__ __forceinline__ void AddValues(uint32_t v,
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float* pair = &scores[m][2 * keys + i / 2][i % 2 * 2];
-        a[m][i] = Pack<T>(pair[0], pair[1]);
+        a[m][i] = PackPair<T>(pair[0], pair[1]);
       }
     }
 #pragma unroll

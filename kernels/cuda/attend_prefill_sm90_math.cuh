@@ -116,7 +116,7 @@ __device__ inline void UpdateSoftmax(float (&s)[64], SoftmaxState* state, float 
 template <typename T>
 __device__ inline void PackScores(const float (&s)[64], uint32_t (&p)[32]) {
 #pragma unroll
-  for (int i = 0; i < 32; ++i) p[i] = Pack<T>(s[2 * i], s[2 * i + 1]);
+  for (int i = 0; i < 32; ++i) p[i] = PackPair<T>(s[2 * i], s[2 * i + 1]);
 }
 
 template <int kCount>

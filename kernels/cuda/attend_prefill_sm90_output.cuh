@@ -78,7 +78,7 @@ __device__ inline void WriteOutput(const PrefillParams& params, const HalfItem& 
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         const float* pair = &o[16 * i + 4 * k + 2 * row];
-        words[k] = Pack<T>(pair[0] * end.factor, pair[1] * end.factor);
+        words[k] = PackPair<T>(pair[0] * end.factor, pair[1] * end.factor);
       }
       TransposeQuad(words, lane);
       if (exists) {

@@ -285,7 +285,7 @@ __device__ inline int32_t AtomicAddAcqRel(int32_t* address, int32_t value) {
 
 // Two floats to a register of two 16-bit elements, `low` in the low half; rounds to nearest even.
 template <typename T>
-__device__ inline uint32_t Pack(float low, float high) {
+__device__ inline uint32_t PackPair(float low, float high) {
   uint32_t out;
   if constexpr (std::is_same_v<T, __half>) {
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));

@@ -107,7 +107,7 @@ __device__ void LoadQueries(const SelectKeysCall& call, const ScoreShape& shape,
 template <typename T>
 __device__ inline float QueryPart(float q, int part) {
   for (int i = 0; i < part; ++i) {
-    const uint32_t bits = Pack<T>(q, 0.0f) & 0xffffu;
+    const uint32_t bits = PackPair<T>(q, 0.0f) & 0xffffu;
     if constexpr (std::is_same_v<T, __half>) {
       q -= __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
     } else {
@@ -144,7 +144,7 @@ __device__ void MakeOperands(const SelectKeysCall& call, const ScoreShape& shape
       }
       values[j] = q;
     }
-    memory.operands[i] = {Pack<T>(values[0], values[1]), Pack<T>(values[2], values[3])};
+    memory.operands[i] = {PackPair<T>(values[0], values[1]), PackPair<T>(values[2], values[3])};
   }
 }
 

@@ -233,6 +233,22 @@ TEST_P(AppendTest, RopeAppendHeadsAndTokens) {
   }
   Run({.head_dim = 128, .rotary_dim = 128}, {{0, 300}, {17, 18}});  // many tokens at once
   Run({.head_dim = 96, .rotary_dim = 96, .norm = true}, {{0, 300}, {17, 18}});
+  for (const auto& [head_dim, rotary_dim] :
+       {std::pair<int64_t, int64_t>{16, 16}, {64, 32}, {128, 96}, {256, 256}}) {
+    for (const bool norm : {false, true}) {
+      Run({.q_heads = 7,
+           .kv_heads = 3,
+           .head_dim = head_dim,
+           .rotary_dim = rotary_dim,
+           .page_tokens = norm ? 16 : 64,
+           .interleaved = !norm,
+           .norm = norm},
+          {{0, 131}, {1, 125}});
+    }
+  }
+  // So many that a thread block of a GPU takes several in turn.
+  const int tokens = GetParam().emulated() ? 700 : 20000;
+  Run({.q_heads = 1, .kv_heads = 1, .head_dim = 32, .rotary_dim = 32}, {{0, tokens}});
 }
 
 // Every row of a page whose first token is in the call is written or cleared; of another page, only

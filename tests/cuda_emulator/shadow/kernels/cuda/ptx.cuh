@@ -140,7 +140,7 @@ inline int32_t AtomicAddAcqRel(int32_t* address, int32_t value) {
 // ---- arithmetic ----
 
 template <typename T>
-uint32_t Pack(float low, float high) {
+uint32_t PackPair(float low, float high) {
   uint16_t halves[2];
   if constexpr (std::is_same_v<T, __half>) {
     halves[0] = __half_as_ushort(__float2half_rn(low));
