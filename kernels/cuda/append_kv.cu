@@ -178,9 +178,9 @@ __device__ int PositionOf(const Params& params, int token) {
   return params.rotary_dim > 0 ? __ldcg(params.positions + token) : 0;
 }
 
-// Few tokens, and heads that lanes do not share evenly: blockIdx.x is a token, a group of lanes
-// takes one of its heads. A block guesses the position from what lies there before the previous
-// kernel has ended, and has the angles, which are constants, by then.
+// Few tokens, heads with a norm, and heads that lanes do not share evenly: blockIdx.x is a token, a
+// group of lanes takes one of its heads. A block guesses the position from what lies there before
+// the previous kernel has ended, and has the angles, which are constants, by then.
 template <typename T, int kLanes, bool kInterleaved, bool kNorm>
 __global__ void __launch_bounds__(kThreads) RopeAppendKernel(const Params params) {
   constexpr int kGroups = kThreads / kLanes;
@@ -269,7 +269,7 @@ __device__ void ClearBehind(const Params& params, const Place& place,
   }
 }
 
-template <typename T, int kLanes, bool kInterleaved, bool kNorm>
+template <typename T, int kLanes, bool kInterleaved>
 __device__ void WriteToken(const Params& params, const Outputs<T, kLanes>& outputs,
                            const Chunks& chunks, const TokenPart<T>& part, int64_t q_row,
                            const Place& place, const Spots<2 * kVector * kLanes>& spots,
@@ -282,7 +282,7 @@ __device__ void WriteToken(const Params& params, const Outputs<T, kLanes>& outpu
     float b[kVector];
     Unpack(part.a[i], a);
     Unpack(part.b[i], b);
-    TurnHead<kLanes, kInterleaved, kNorm>(params, head, chunks, true, turns, a, b);
+    TurnHead<kLanes, kInterleaved, false>(params, head, chunks, true, turns, a, b);
     const bool is_q = head.kind == Kind::kQ;
     if (!is_q && place.page < 0) break;  // behind it are no q heads
     StoreVector<true>(outputs.to[i] + (is_q ? q_row + chunks.a : spots.a), kVector, a);
@@ -293,8 +293,9 @@ __device__ void WriteToken(const Params& params, const Outputs<T, kLanes>& outpu
 // blockIdx.x is a part of the heads. A block takes every gridDim.y-th group of tokens, so that all
 // blocks together move through memory in order, and has the next ones on the way while it works on
 // one. Before the previous kernel has ended it guesses its first positions, as above, and brings
-// its first tokens to L2. For heads whose channels the lanes share evenly.
-template <typename T, int kLanes, bool kInterleaved, bool kNorm>
+// its first tokens to L2. For heads without a norm (with one, its registers do not suffice) whose
+// channels the lanes share evenly.
+template <typename T, int kLanes, bool kInterleaved>
 __global__ void __launch_bounds__(kThreads, 4) RopeAppendManyKernel(const Params params) {
   LACUNA_DYNAMIC_SHARED(16, char, memory);
   auto& ring = *reinterpret_cast<Ring<T, kLanes>*>(memory);
@@ -342,8 +343,8 @@ __global__ void __launch_bounds__(kThreads, 4) RopeAppendManyKernel(const Params
     __syncthreads();
     fetch(kStages, stage);
     if (token < params.tokens) {
-      WriteToken<T, kLanes, kInterleaved, kNorm>(params, outputs, chunks, part,
-                                                 token * params.q.stride, place, spots, turns);
+      WriteToken<T, kLanes, kInterleaved>(params, outputs, chunks, part, token * params.q.stride,
+                                          place, spots, turns);
       ClearBehind<T, kLanes>(params, place, outputs, chunks);
     }
     turns = next_turns;
@@ -420,9 +421,9 @@ __global__ void __launch_bounds__(kThreads) RopeAppendAnyKernel(const Params par
 
 // ---- Launch ----
 
-template <typename T, int kLanes, bool kInterleaved, bool kNorm>
+template <typename T, int kLanes, bool kInterleaved>
 Status LaunchMany(const Params& params, int64_t heads, cudaStream_t stream) {
-  const auto kernel = RopeAppendManyKernel<T, kLanes, kInterleaved, kNorm>;
+  const auto kernel = RopeAppendManyKernel<T, kLanes, kInterleaved>;
   constexpr size_t kShared = sizeof(Ring<T, kLanes>);
   LACUNA_CUDA_RETURN_IF_ERROR(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared));
@@ -454,8 +455,10 @@ Status LaunchVectors(const Params& params, cudaStream_t stream) {
   constexpr int kClearTokens = 8;
   constexpr int64_t kClearParts = 16;
   const int heads = params.q_heads + 2 * params.kv_heads;
-  if (params.tokens > kFewTokens && params.head_dim == 2 * kVector * kLanes) {
-    return LaunchMany<T, kLanes, kInterleaved, kNorm>(params, heads, stream);
+  if constexpr (!kNorm) {
+    if (params.tokens > kFewTokens && params.head_dim == 2 * kVector * kLanes) {
+      return LaunchMany<T, kLanes, kInterleaved>(params, heads, stream);
+    }
   }
   int64_t parts = CeilDiv(heads, kGroups);
   if (params.tokens <= kClearTokens) parts = std::max(parts, kClearParts);
