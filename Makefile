@@ -95,7 +95,7 @@ lint: packages-test  ## clang-format and clang-tidy over the tree, or over what 
 	  grep -Ev '^(kernels/cuda|bench/gpu)/' | $(TIDY) build/sanitize
 	# The host code of the CUDA backend, where there is a toolkit to build it.
 	cmake --preset test
-	if grep -q kernels/cuda/cublaslt.cc build/test/compile_commands.json; then \
+	if grep -q kernels/cuda/matmul/cublaslt.cc build/test/compile_commands.json; then \
 	  $(LISTED) -- 'kernels/cuda/*.cc' 'bench/gpu/*.cc' | $(TIDY) build/test; fi
 
 format:  ## Formats every source file

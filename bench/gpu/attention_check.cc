@@ -13,8 +13,8 @@
 #include "bench/gpu/attention_cases.h"
 #include "bench/gpu/device_memory.h"
 #include "kernels/core/dtype.h"
-#include "kernels/cuda/attend_prefill_sm80.h"
-#include "kernels/cuda/attend_simple.h"
+#include "kernels/cuda/attend/attend_prefill_sm80.h"
+#include "kernels/cuda/attend/attend_simple.h"
 #include "kernels/cuda/kv_layout.cuh"
 
 namespace lacuna::bench {

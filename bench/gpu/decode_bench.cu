@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "bench/gpu/device_memory.h"
-#include "kernels/cuda/attend_decode.h"
+#include "kernels/cuda/attend/attend_decode.h"
 
 namespace lacuna::bench {
 namespace {

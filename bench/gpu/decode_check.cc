@@ -15,7 +15,7 @@
 
 #include "bench/gpu/device_memory.h"
 #include "kernels/core/dtype.h"
-#include "kernels/cuda/attend_decode.h"
+#include "kernels/cuda/attend/attend_decode.h"
 #include "kernels/cuda/kv_layout.cuh"
 
 namespace lacuna::bench {

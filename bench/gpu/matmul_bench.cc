@@ -14,8 +14,8 @@
 #include <vector>
 
 #include "bench/gpu/device_memory.h"
-#include "kernels/cuda/cublaslt.h"
-#include "kernels/cuda/matmul_kernels.h"
+#include "kernels/cuda/matmul/cublaslt.h"
+#include "kernels/cuda/matmul/matmul_kernels.h"
 #include "kernels/cuda/ops.h"
 
 namespace lacuna::bench {

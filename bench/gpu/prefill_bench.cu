@@ -19,7 +19,7 @@
 #include <vector>
 
 #include "bench/gpu/prefill_case.h"
-#include "kernels/cuda/attend_prefill_sm90.h"
+#include "kernels/cuda/attend/attend_prefill_sm90.h"
 #include "kernels/cuda/launch.cuh"
 
 namespace lacuna::bench {

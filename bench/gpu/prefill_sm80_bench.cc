@@ -9,8 +9,8 @@
 
 #include "bench/gpu/device_memory.h"
 #include "kernels/core/dtype.h"
-#include "kernels/cuda/attend_prefill_sm80.h"
-#include "kernels/cuda/matmul_kernels.h"
+#include "kernels/cuda/attend/attend_prefill_sm80.h"
+#include "kernels/cuda/matmul/matmul_kernels.h"
 
 namespace lacuna::bench {
 namespace {

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "bench/gpu/prefill_case.h"
-#include "kernels/cuda/attend_prefill_sm90.h"
+#include "kernels/cuda/attend/attend_prefill_sm90.h"
 
 namespace lacuna::bench {
 namespace {

@@ -13,7 +13,7 @@
 #include "bench/gpu/device_memory.h"
 #include "kernels/core/checked_math.h"
 #include "kernels/core/dtype.h"
-#include "kernels/cuda/matmul_kernels.h"
+#include "kernels/cuda/matmul/matmul_kernels.h"
 #include "kernels/ops/range_limits.h"
 
 namespace lacuna::bench {

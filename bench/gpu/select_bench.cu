@@ -12,7 +12,7 @@
 #include "bench/gpu/device_memory.h"
 #include "kernels/core/dtype.h"
 #include "kernels/cuda/ops.h"
-#include "kernels/cuda/select_score.h"
+#include "kernels/cuda/select/select_score.h"
 
 namespace lacuna::bench {
 namespace {

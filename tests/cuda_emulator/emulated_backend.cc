@@ -1,11 +1,11 @@
 // MakeEmulatedBackend, and what stands in for cuBLASLt and for kernels of sm_90 alone.
 #include "tests/cuda_emulator/emulated_backend.h"
 
-#include "kernels/cuda/attend_prefill_sm90.h"
-#include "kernels/cuda/cublaslt.h"
+#include "kernels/cuda/attend/attend_prefill_sm90.h"
 #include "kernels/cuda/cuda_backend.h"
-#include "kernels/cuda/matmul_kernels.h"
-#include "kernels/cuda/range_kernels.h"
+#include "kernels/cuda/matmul/cublaslt.h"
+#include "kernels/cuda/matmul/matmul_kernels.h"
+#include "kernels/cuda/ranges/range_kernels.h"
 #include "tests/cuda_emulator/launch.h"
 
 namespace lacuna::kernels {

@@ -1,8 +1,8 @@
 // What the CUDA backend calls and a build narrowed by LACUNA_EMULATED leaves out: workspaces of no
 // bytes, and ops that say so. Weak: what is there wins.
-#include "kernels/cuda/attend_decode.h"
-#include "kernels/cuda/attend_prefill_sm80.h"
-#include "kernels/cuda/attend_simple.h"
+#include "kernels/cuda/attend/attend_decode.h"
+#include "kernels/cuda/attend/attend_prefill_sm80.h"
+#include "kernels/cuda/attend/attend_simple.h"
 #include "kernels/cuda/ops.h"
 
 #define LACUNA_MISSING __attribute__((weak))

@@ -1,0 +1,92 @@
+// What the first of two launches leaves of each chunk of the logits, its greatest value and its
+// mass, and how they are measured.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/sample/sample_order.cuh"
+#include "kernels/ops/sample.h"
+
+namespace lacuna::kernels::cuda {
+
+// Of a chunk. A greatest value of +inf says that there is a NaN or +inf.
+struct alignas(16) ChunkStats final {
+  float raw_greatest;  // of the logits as they came
+  float raw_sum;       // of e^(logit - raw_greatest), where log probabilities are wanted
+  float greatest;      // after edits and mask
+  float sum;  // of e^((value - greatest) / temperature); of a greedy row the bits of an int32, the
+              // place of the first greatest value
+};
+
+struct SampleParams final {
+  const float* logits;
+  const SampleRow* rows;
+  const LogitEdit* edits;
+  const uint32_t* mask;
+  SampleResult* results;
+  int32_t* tokens;
+  float* changed;     // [rows, changed_stride]: rows with edits or a mask
+  ChunkStats* stats;  // [rows, all]
+  float* tails;       // [rows, kChunk]: the last chunk of each row, when it is not whole
+  int64_t logits_stride;
+  int64_t changed_stride;  // a multiple of kChunk
+  int vocab;
+  int all;              // chunks of a row
+  int measured;         // chunks of all rows
+  int measured_chunks;  // of a block of the first launch
+  int chunks;           // of a block of the second
+  int gathered_max;     // tokens of a selection in shared memory
+  bool aligned;         // rows of logits to 16 bytes
+};
+
+__device__ inline float GreatestOf(const LaneChunk& x) {
+  float most[4] = {x.values[0], x.values[1], x.values[2], x.values[3]};
+#pragma unroll
+  for (int i = 4; i < kLaneValues; ++i) most[i % 4] = MaxNan(most[i % 4], x.values[i]);
+  const float greatest = MaxNan(MaxNan(most[0], most[1]), MaxNan(most[2], most[3]));
+  return FromAscending(
+      __reduce_max_sync(~0u, Ascending(greatest <= -kLowest ? greatest : INFINITY)));
+}
+__device__ inline float SumOf(const LaneChunk& x, float greatest, float inverse) {
+  if (!isfinite(greatest)) return 0.0f;
+  const float scale = inverse * kLog2E;
+  float sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kLaneValues; ++i) sum += Exp2((x.values[i] - greatest) * scale);
+  return WarpSum(sum);
+}
+__device__ inline float PlaceOf(const LaneChunk& x, float greatest) {
+  auto place = static_cast<uint32_t>(kChunk);
+#pragma unroll
+  for (int i = kLaneValues - 1; i >= 0; --i) {
+    if (x.values[i] == greatest) place = static_cast<uint32_t>(LaneChunk::Token(i));
+  }
+  return __uint_as_float(__reduce_min_sync(~0u, place));
+}
+
+// What a row asks for.
+struct RowPlan final {
+  bool ranked;    // log probabilities
+  bool draws;     // else greedy, or forced
+  bool edited;    // has edits
+  bool changes;   // the choice is not from the logits as they came
+  float inverse;  // of the temperature
+
+  __device__ RowPlan(const SampleRow& row, const SampleParams& params) {
+    const bool forced = row.forced_token >= 0;
+    ranked = forced || row.logprobs >= 0;
+    draws = !forced && row.temperature != 0.0f;
+    edited = !forced && row.edits_end > row.edits_begin;
+    changes = !forced && (edited || params.mask != nullptr);
+    constexpr float kTemperatureMin = 1e-6f;  // below, this would overflow
+    inverse = __frcp_rn(fmaxf(row.temperature, kTemperatureMin));
+  }
+};
+
+// ChunkStats::sum, of what the choice is from.
+__device__ inline float SumOrPlaceOf(const LaneChunk& x, float greatest, const RowPlan& plan) {
+  return plan.draws ? SumOf(x, greatest, plan.inverse) : PlaceOf(x, greatest);
+}
+
+}  // namespace lacuna::kernels::cuda
