@@ -65,6 +65,15 @@ __device__ inline __half FromF32<__half>(float value) {
   return __float2half_rn(value);
 }
 
+// Sixteen bytes in one load: of a struct of floats the compiler makes single ones.
+__device__ inline void LoadFour(const float* from, float* to) {
+  const float4 four = *reinterpret_cast<const float4*>(from);
+  to[0] = four.x;
+  to[1] = four.y;
+  to[2] = four.z;
+  to[3] = four.w;
+}
+
 // Eight elements as they lie.
 template <typename T>
 struct alignas(16) Pack final {

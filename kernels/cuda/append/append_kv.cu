@@ -52,15 +52,6 @@ __device__ float InverseNorm(const Params& params, float sum_of_squares) {
   return rsqrtf(fmaf(SumOverLanes<kLanes>(sum_of_squares), params.dim_inverse, params.eps));
 }
 
-// Sixteen bytes in one load: of a struct of floats the compiler makes single ones.
-__device__ void LoadFour(const float* from, float* to) {
-  const float4 four = *reinterpret_cast<const float4*>(from);
-  to[0] = four.x;
-  to[1] = four.y;
-  to[2] = four.z;
-  to[3] = four.w;
-}
-
 __device__ void Scale(const float* weight, const Chunks& chunks, float inverse, float (&a)[kVector],
                       float (&b)[kVector]) {
   float weight_a[kVector];
@@ -149,7 +140,7 @@ __device__ void WriteLanes(const Params& params, const Place& place, Head head,
   StoreVector<true>(at(place.row, chunks.b), kVector, b);
 }
 
-// Eight zeros in one store, for the same reason.
+// Eight zeros in one store: of a struct the compiler makes single ones.
 template <typename T>
 __device__ void ClearVector(T* to) {
   static_assert(sizeof(T) * kVector == sizeof(uint4));

@@ -18,7 +18,7 @@ inline constexpr int kBlockTokens = 8;
 inline constexpr int kTogether = 3;  // heads of a thread
 inline constexpr int kStages = 4;
 template <int kLanes>
-inline constexpr int kBlockHeads = kThreads / kLanes / kBlockTokens* kTogether;
+inline constexpr int kBlockHeads = kTogether*(kThreads / kLanes / kBlockTokens);
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 inline constexpr bool kBulkCopies = false;

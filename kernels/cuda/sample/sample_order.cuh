@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/sample/sample_team.cuh"
+#include "kernels/cuda/vectors.cuh"
 
 namespace lacuna::kernels::cuda {
 
@@ -75,13 +76,7 @@ struct Domain final {
 // What a lane takes of a chunk in memory, of any kind.
 __device__ inline void LoadAligned(const float* from, LaneChunk& to) {
 #pragma unroll
-  for (int i = 0; i < kLaneValues; i += 4) {
-    const float4 four = *reinterpret_cast<const float4*>(from + LaneChunk::Token(i));
-    to.values[i] = four.x;
-    to.values[i + 1] = four.y;
-    to.values[i + 2] = four.z;
-    to.values[i + 3] = four.w;
-  }
+  for (int i = 0; i < kLaneValues; i += 4) LoadFour(from + LaneChunk::Token(i), to.values + i);
 }
 // Any row; -inf from `count` on. A loop: instructions that run once or twice come from far.
 __device__ inline void LoadUnaligned(const float* from, int count, LaneChunk& to) {

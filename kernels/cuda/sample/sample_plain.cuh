@@ -129,13 +129,7 @@ class PlainChoice final {
     if (plan_.changes) from = p_.changed + index_ * p_.changed_stride + chunk * kChunk;
     if (p_.aligned || plan_.changes || cut) {
 #pragma unroll
-      for (int i = 0; i < kLaneValues; i += 4) {
-        const float4 four = *reinterpret_cast<const float4*>(from + first + i);
-        values[i] = four.x;
-        values[i + 1] = four.y;
-        values[i + 2] = four.z;
-        values[i + 3] = four.w;
-      }
+      for (int i = 0; i < kLaneValues; i += 4) LoadFour(from + first + i, values + i);
     } else {
 #pragma unroll
       for (int i = 0; i < kLaneValues; ++i) values[i] = from[first + i];

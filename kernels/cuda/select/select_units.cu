@@ -21,14 +21,15 @@ constexpr int kUnitsOfChunk = 256;
 
 // ---- RefreshKind::kCosine ----
 
-__device__ double BlockSum(double value, double* warp_sums) {
+template <typename V>
+__device__ V BlockSum(V value, V* warp_values) {
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
   __syncthreads();
-  if (threadIdx.x % 32 == 0) warp_sums[threadIdx.x / 32] = value;
+  if (threadIdx.x % 32 == 0) warp_values[threadIdx.x / 32] = value;
   __syncthreads();
-  double sum = 0;
-  for (int warp = 0; warp < kWarps; ++warp) sum += warp_sums[warp];
+  V sum = 0;
+  for (int warp = 0; warp < kWarps; ++warp) sum += warp_values[warp];
   return sum;
 }
 
@@ -75,16 +76,6 @@ __device__ float BlockMax(float value, float* warp_values) {
   float most = warp_values[0];
   for (int warp = 1; warp < kWarps; ++warp) most = fmaxf(most, warp_values[warp]);
   return most;
-}
-__device__ float BlockSum(float value, float* warp_values) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) warp_values[threadIdx.x / 32] = value;
-  __syncthreads();
-  float sum = 0.0f;
-  for (int warp = 0; warp < kWarps; ++warp) sum += warp_values[warp];
-  return sum;
 }
 
 __device__ inline bool RowHasWindow(const SelectKeysCall& call, int row, int query_row) {
