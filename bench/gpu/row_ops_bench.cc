@@ -77,7 +77,8 @@ class Runner final {
 
   // q, k and v are columns of one matrix, as the product that makes them leaves them.
   // The first token lies at `first_slot`: at 0 one token alone clears the page behind it.
-  void RopeAppend(int64_t rows, int32_t first_slot = 0) const {
+  // `norm`: of the q and k heads, as Qwen 3 has it.
+  void RopeAppend(int64_t rows, int32_t first_slot = 0, bool norm = false) const {
     constexpr int64_t kWidth = (kQHeads + 2 * kKvHeads) * kHeadDim;
     const int64_t pages = (first_slot + rows) / kPageTokens + 1;
     std::vector<int32_t> order(static_cast<size_t>(rows));
@@ -88,7 +89,9 @@ class Runner final {
         std::vector<float>(static_cast<size_t>(positions * kHeadDim), 0.5f));
     const kernels::KvPool pool{nullptr, DType::kBF16, pages, kKvHeads, kHeadDim, kPageTokens};
     const auto bytes = static_cast<double>(rows * kHeadDim * 4 * (kQHeads + 2 * kKvHeads));
-    const char* name = first_slot == 0 ? "RoPE+append" : "RoPE+append mid";
+    const DeviceVector<float> weights(std::vector<float>(kHeadDim, 1.0f));
+    const char* name = norm ? "RoPE+append norm" : "RoPE+append";
+    if (first_slot > 0) name = "RoPE+append mid";
     Report(name, rows, bytes, [&](cudaStream_t s, int i) {
       auto* qkv = static_cast<uint16_t*>(in_.Part(rows * kWidth * 2, i));
       const auto heads = [&](int64_t first, int64_t count) {
@@ -99,6 +102,8 @@ class Runner final {
       args.q = heads(0, kQHeads);
       args.k = heads(kQHeads, kKvHeads);
       args.v = heads(kQHeads + kKvHeads, kKvHeads);
+      if (norm) args.q_norm = {weights.data(), DType::kF32, {kHeadDim}};
+      args.k_norm = args.q_norm;
       args.positions = {slots.data(), DType::kI32, {rows}};
       args.cos_sin = {table.data(), DType::kF32, {positions, kHeadDim}};
       args.slots = {slots.data(), DType::kI32, {rows}};
@@ -136,5 +141,6 @@ int main() {
   for (const int64_t rows : {1, 64, 4096}) runner.GatedActivation(rows);
   runner.RopeAppend(1, 5);
   for (const int64_t rows : {1, 64, 4096}) runner.RopeAppend(rows);
+  for (const int64_t rows : {1, 64, 4096}) runner.RopeAppend(rows, 0, true);
   return 0;
 }

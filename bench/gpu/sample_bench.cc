@@ -35,6 +35,8 @@ std::vector<Kind> Kinds() {
           {"temperature", {.temperature = 0.8f}},
           {"top_k 50", {.temperature = 0.8f, .top_k = 50}},
           {"top_p 0.9", {.temperature = 0.8f, .top_p = 0.9f}},
+          {"top_p 0.95", {.temperature = 0.8f, .top_p = 0.95f}},
+          {"top_p 0.99, temperature 1.5", {.temperature = 1.5f, .top_p = 0.99f}},
           {"min_p 0.05", {.temperature = 0.8f, .min_p = 0.05f}},
           {"top_k 50 top_p 0.9 min_p 0.01",
            {.temperature = 0.8f, .top_p = 0.9f, .min_p = 0.01f, .top_k = 50}},

@@ -49,7 +49,9 @@ cases() {
     echo "select_keys_test --gtest_filter=$(any $precision RoundRobin Nothing Ties AllScores Kept \
       Turned HeadsWith Contra)"
     echo "attention_test --gtest_filter=*Sparse.*/cuda_$precision*"
-    echo "sample_test --gtest_filter=$(any ${precision}_aligned Draws Edits Ties TopK Forced Broken)"
+    echo "sample_test --gtest_filter=*BrokenRowsWithout*/cuda_${precision}_aligned"
+    echo "sample_test --gtest_filter=*BrokenRowsSay*/cuda_${precision}_aligned"
+    echo "sample_test --gtest_filter=$(any ${precision}_aligned Draws Edits Ties TopK TopP Forced)"
     echo "attention_test --gtest_filter=*Decode.*/cuda_$precision*"
     echo "select_keys_test --gtest_filter=$(any $precision Bounds ShapesOfProfiles)"
     echo "row_ops_test --gtest_filter=*/cuda_$precision*"

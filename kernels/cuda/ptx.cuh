@@ -143,6 +143,26 @@ __device__ inline void AsyncCopyArrive(uint32_t barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
 }
 
+// ---- shared memory, lane by lane ----
+
+// What `counter` was before; atomicAdd would make one addition for all lanes first.
+__device__ inline int SharedTake(int* counter) {
+  int before;
+  asm volatile("atom.shared.add.u32 %0, [%1], 1;"
+               : "=r"(before)
+               : "r"(SharedAddress(counter))
+               : "memory");
+  return before;
+}
+// Two words without a branch; `to` is aligned to 8 bytes.
+__device__ inline void SharedStoreIf(bool does, void* to, float first, int second) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.u32 p, %0, 0;\n@p st.shared.v2.b32 [%1], {%2, %3};\n}" ::"r"(
+          static_cast<uint32_t>(does)),
+      "r"(SharedAddress(to)), "r"(__float_as_uint(first)), "r"(second)
+      : "memory");
+}
+
 // ---- clusters (sm_90) ----
 
 __device__ inline uint32_t ClusterRank() {
@@ -158,6 +178,10 @@ __device__ inline uint32_t ClusterSize() {
 // The two halves of a barrier of all threads of the cluster; by whole warps.
 __device__ inline void ClusterArrive() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+// Tells nothing of what was written before.
+__device__ inline void ClusterArriveRelaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
 __device__ inline void ClusterWait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");

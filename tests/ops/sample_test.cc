@@ -1,10 +1,12 @@
 // Sample on every backend, against the same steps in double precision.
 #include "kernels/ops/sample.h"
 
+#include <array>
 #include <bit>
 #include <map>
 #include <numeric>
 #include <optional>
+#include <utility>
 
 #include "tests/ops/op_test.h"
 
@@ -306,6 +308,49 @@ TEST_P(SampleTest, CutsAmongManyLikelyTokens) {
   }
 }
 
+// A top_p looks at the likeliest tokens of each chunk of 512 first, by a guess of how many; rows
+// for which that is enough, and rows for which it is not: flat ones, chunks of likely tokens only,
+// or of few tokens or one value.
+TEST_P(SampleTest, TopPOfUnevenRows) {
+  constexpr int64_t kVocab = 20100;
+  std::vector<SampleCase> cases;
+  for (int row = 0; row < 24; ++row) {
+    SampleCase test;
+    test.row = {.seed = static_cast<uint64_t>(row) * 991 + 3,
+                .index = row,
+                .temperature = 0.8f,
+                .top_p = std::array{0.3f, 0.9f, 0.98f, 0.9999f}[static_cast<size_t>(row / 6)]};
+    cases.push_back(test);
+  }
+  TestTensor logits = MakeLogits(static_cast<int64_t>(cases.size()), kVocab);
+  for (int64_t row = 0; row < logits.rows(); ++row) {
+    for (int64_t i = 0; i < kVocab; ++i) {
+      const float value = logits.at(row, i);
+      const int64_t chunk = i / 512;
+      switch (row % 6) {
+        case 1:
+          logits.set(row, i, 0.05f * value);
+          break;
+        case 2:
+          logits.set(row, i, chunk == 7 ? 9.0f + 0.1f * value : value);
+          break;
+        case 3:
+          logits.set(row, i, i % 512 < 9 || chunk == 3 ? value : -kInfinity);
+          break;
+        case 4:
+          logits.set(row, i, chunk % 2 == 0 ? 1.0f : value);
+          break;
+        case 5:
+          logits.set(row, i, i % 32 == chunk % 32 ? value : value - 30.0f);
+          break;
+        default:
+          break;
+      }
+    }
+  }
+  Check(logits, cases);
+}
+
 // Fewer likely tokens, far in front of all others, than a top_k asks for; and some near the lowest
 // float.
 TEST_P(SampleTest, TopKReachesBehindAGap) {
@@ -373,7 +418,8 @@ TEST_P(SampleTest, BrokenRowsSayWhyAndLeaveTheOthersAlone) {
   }
 }
 
-// Rows without log probabilities and cuts have a way of their own where the others do not differ.
+// Rows without log probabilities have a way of their own where they have no cuts, and where they
+// have a top_p alone.
 TEST_P(SampleTest, LogprobsDoNotChangeTheToken) {
   for (const int64_t vocab : {700, 40003, 270001}) {
     for (const bool masked : {false, true}) {
@@ -383,6 +429,7 @@ TEST_P(SampleTest, LogprobsDoNotChangeTheToken) {
         cases[i].row = {.seed = 991 * (i / 2) + 3,
                         .index = static_cast<int64_t>(i / 2),
                         .temperature = 0.2f * static_cast<float>(i / 2 % 8),
+                        .top_p = i / 2 % 3 == 1 ? 0.8f : 1.0f,
                         .logprobs = i % 2 == 0 ? -1 : 0};
         if (i % 8 >= 6) cases[i].edits.push_back({.token = 5, .bias = 3.0f});
         if (!masked) continue;
@@ -403,14 +450,16 @@ TEST_P(SampleTest, LogprobsDoNotChangeTheToken) {
 }
 
 TEST_P(SampleTest, BrokenRowsWithoutLogprobs) {
-  for (const float temperature : {0.0f, 1.0f}) {
+  for (const auto& [temperature, top_p] : {std::pair{0.0f, 1.0f}, {1.0f, 1.0f}, {1.0f, 0.9f}}) {
     TestTensor logits = MakeLogits(5, 40000);
     logits.set(1, 20000, std::numeric_limits<float>::quiet_NaN());
     logits.set(2, 39999, kInfinity);
     for (int64_t i = 0; i < 40000; ++i) logits.set(3, i, -kInfinity);
     for (int64_t i = 0; i < 40000; ++i) logits.set(4, i, i == 39990 ? -2.0f : -kInfinity);
     std::vector<SampleCase> cases(5);
-    for (size_t i = 0; i < 5; ++i) cases[i].row = {.seed = i, .temperature = temperature};
+    for (size_t i = 0; i < 5; ++i) {
+      cases[i].row = {.seed = i, .temperature = temperature, .top_p = top_p};
+    }
     const Outcome outcome = Run(logits, cases);
     const int32_t statuses[] = {SampleResult::kOk, SampleResult::kNotANumber,
                                 SampleResult::kNotANumber, SampleResult::kImpossible,

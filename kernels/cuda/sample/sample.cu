@@ -1,18 +1,18 @@
 // Sample: the next token of each row, without a sort (the order of kernels/ops/sample.h).
 //
 // Two launches: one measures all chunks of all rows at the speed of memory; the other chooses, a
-// block for a row, which reads of it only the few chunks that matter. Rows that have to be looked
-// at as a whole, as for a top_p, belong to a cluster of up to 16 blocks (sm_90), as many as fill
-// the device, which read them once more and keep what may be chosen in shared memory.
+// block for a row, which reads of it only the few chunks that matter, or, for a top_p alone, the
+// likelier tokens that the first has left. Rows that have to be looked at as a whole, also where
+// these tokens turn out to be too few, belong to a cluster of up to 16 blocks (sm_90), as many as
+// fill the device, which read them once more and keep what may be chosen in shared memory.
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <bit>
-#include <iterator>
 
 #include "kernels/core/checked_math.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/sample/sample_likely.cuh"
 #include "kernels/cuda/sample/sample_pass.cuh"
 #include "kernels/cuda/sample/sample_plain.cuh"
 #include "kernels/cuda/sample/sample_row.cuh"
@@ -28,16 +28,32 @@ __global__ void __launch_bounds__(kMeasureThreads, kMeasureBlocks)
   ChunkMeasure(params).Run();
 }
 
-// Past L1, which may still have what the row was in an earlier step.
-__device__ SampleRow LoadRow(const SampleRow& from) {
-  struct Words final {
-    uint2 words[sizeof(SampleRow) / sizeof(uint2)];
-  } words;
-#pragma unroll
-  for (size_t i = 0; i < std::size(words.words); ++i) {
-    words.words[i] = __ldcg(reinterpret_cast<const uint2*>(&from) + i);
+enum class Road { kDone, kAlone, kTeam };
+
+// By the first block of a team that has arrived once, while the others wait to hear whether they
+// can leave. Returns what is still to be done: all have arrived again for a team, or it is for the
+// first alone.
+__device__ Road ChooseLikely(const SampleParams& params, const Team<true>& team,
+                             const SampleRow& row) {
+  bool& too_few = SharedSelect().likely_too_few;
+  bool done = false;
+  team.Wait();
+  if (team.rank == 0) {
+    done = LikelyChoice(params, row).Run([&](bool enough) {
+      if (enough) return team.ArriveRelaxed();
+      const auto to = static_cast<int>(threadIdx.x);
+      if (to < team.size) *team.Remote(&too_few, to) = true;
+      team.Arrive();
+    });
+    __syncthreads();
+    team.Wait();  // who has arrived waits, also where the others left long ago
+    if (!done && !too_few) return Road::kAlone;
+  } else {
+    team.Barrier();
+    done = !too_few;
   }
-  return std::bit_cast<SampleRow>(words);
+  if (!done) team.Arrive();
+  return done ? Road::kDone : Road::kTeam;
 }
 
 // Reads the rows' parameters before it waits for MeasureKernel, which does not write them and has
@@ -47,19 +63,28 @@ __global__ void __launch_bounds__(kSampleThreads,
                                   kCluster ? kTeamsOnMultiprocessor : kAloneOnMultiprocessor)
     ChooseKernel(const SampleParams params) {
   LetNextStart();
-  const SampleRow row = LoadRow(params.rows[blockIdx.y]);
+  const SampleRow row = LoadRow<true>(params.rows[blockIdx.y]);
   if (PlainChoice::Does(row, params)) {
     if (blockIdx.x == 0) PlainChoice(params, row).Run();
     return;
   }
   if constexpr (kCluster) {
     const Team<true> team;
+    if (threadIdx.x == 0) SharedSelect().likely_too_few = false;
     team.Arrive();
-    if (IsWide(row)) {
+    Road road = Road::kTeam;
+    if (RowPlan(row, params).leaves) [[unlikely]] {
+      road = ChooseLikely(params, team, row);
+    }
+    if (road == Road::kDone) return;
+    if (IsWide(row) && road == Road::kTeam) {
       RowSampler<true>(params, team, row).Run();
       return;
     }
     if (team.rank != 0) return;  // the first one waits, for all
+  } else if (RowPlan(row, params).leaves) [[unlikely]] {
+    if (LikelyChoice(params, row).Run([](bool /*enough*/) {})) return;
+    __syncthreads();
   }
   RowSampler<false>(params, Team<false>(), row).Run();
 }
@@ -186,6 +211,8 @@ Status Sample(const SampleArgs& args, const DeviceTraits& traits, const Workspac
       .measured_chunks = static_cast<int>(MeasuredChunks(rows * all, traits)),
       .chunks = static_cast<int>(CeilDiv(all, blocks)),
       .gathered_max = static_cast<int>(room / int64_t{sizeof(Gathered)}),
+      .likely_max = static_cast<int>((shared_bytes - int64_t{sizeof(LikelyScratch)}) /
+                                     int64_t{sizeof(Gathered)}),
       .aligned = reinterpret_cast<uintptr_t>(logits) % 16 == 0 &&
                  (rows == 1 || args.logits.stride(0) % 4 == 0)};
   LACUNA_RETURN_IF_ERROR(Measure(params, stream));

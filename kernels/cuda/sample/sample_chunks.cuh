@@ -4,19 +4,21 @@
 #include <cstdint>
 
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/sample/sample_candidates.cuh"
 #include "kernels/cuda/sample/sample_measure.cuh"
 
 namespace lacuna::kernels::cuda {
 
-constexpr int kMeasureThreads = 512;
-constexpr int kMeasureWarps = kMeasureThreads / 32;
-constexpr int kMeasureBlocks = 2;  // on a multiprocessor
-
 // What a block of the first launch has in shared memory.
 struct MeasureScratch final {
   float values[kMeasureWarps][kChunk];
+  CandidateScratch candidates;
   uint64_t barriers[kMeasureWarps];
 };
+static_assert(sizeof(MeasureScratch) <= 48 * 1024);  // more would have to be asked for
+__device__ inline MeasureScratch& SharedMeasure() {
+  return *reinterpret_cast<MeasureScratch*>(SharedMemory());
+}
 
 // A chunk, and its place among those of all rows.
 struct ChunkCursor final {
@@ -60,7 +62,7 @@ __device__ __forceinline__ void LoadLogits(const SampleParams& params, const Chu
 class NextChunk final {
  public:
   __device__ explicit NextChunk(const SampleParams& params) : p_(params) {
-    MeasureScratch& s = *reinterpret_cast<MeasureScratch*>(SharedMemory());
+    MeasureScratch& s = SharedMeasure();
     values_ = SharedAddress(s.values[WarpIndex()]);
     barrier_ = SharedAddress(&s.barriers[WarpIndex()]);
     if constexpr (kBulk) {

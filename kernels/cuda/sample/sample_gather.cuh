@@ -16,10 +16,6 @@ struct Candidate final {
   uint64_t mass;
 };
 
-struct alignas(8) Gathered final {
-  float value;
-  int token;
-};
 // Where the tokens of a chunk are gathered: their number below the place of the first.
 constexpr uint32_t kCountBits = 10;
 constexpr uint32_t kNotGathered = ~0u;
@@ -31,11 +27,13 @@ struct SelectScratch final {
   RowPart part;              // this block's, for selections
   Candidate list[kListMax];  // the team's
   Candidate mine[kListMax];  // this block's
+  uint64_t copied;           // a barrier: a place that is one is never anything else
   uint64_t found;
   uint64_t pick_mass;               // of the drawn chunk
   uint64_t pick_rest;               // how far into it
   Gathered nobody[kSampleThreads];  // is never read
   int pick_chunk;
+  bool likely_too_few;  // what the first block of a team has found
   int cursor;
   int visits;
   int gathered;      // tokens, those without room too

@@ -45,6 +45,23 @@ __device__ inline uint64_t MassUnits(float mass) {
   return static_cast<uint64_t>(mass * kMassUnits);
 }
 
+// The mass of a chunk of this greatest value and sum, `top` being the row's greatest value.
+__device__ inline uint64_t MassOfChunk(float sum, float greatest, float top, float inverse) {
+  return MassUnits(sum * expf(__fmul_rn(__fsub_rn(greatest, top), inverse)));
+}
+// The place at the same share of `total`, not 0, as `rest` is of `whole`.
+__device__ inline uint64_t SameShare(uint64_t rest, uint64_t whole, uint64_t total) {
+  const float ratio = __fdividef(static_cast<float>(total), static_cast<float>(whole));
+  const double place = static_cast<double>(rest) * static_cast<double>(ratio);
+  return min(static_cast<uint64_t>(place), total - 1);
+}
+
+// A token with its logit.
+struct alignas(8) Gathered final {
+  float value;
+  int token;
+};
+
 // What a lane holds of a chunk.
 struct LaneChunk final {
   float values[kLaneValues];

@@ -1,6 +1,6 @@
 // The choice for a row that asks for nothing but one of all its tokens: greedy, or drawn without
-// top_k, top_p and min_p. A thread has a chunk; the warp in which the drawn chunk lies goes on
-// alone. What counts is how little code that is: it runs once, and each line of it comes from far.
+// top_k, top_p and min_p. A thread has a chunk, then four tokens of the drawn one. What counts is
+// how little code that is: it runs once, and each line of it comes from far.
 #pragma once
 
 #include <cstdint>
@@ -51,29 +51,36 @@ class PlainChoice final {
     const float top = ValueOf(first);
     if (first == kBroken || top == -INFINITY) {
       const auto status = first == kBroken ? SampleResult::kNotANumber : SampleResult::kImpossible;
-      if (chunk == 0) Store(0, status);
+      if (chunk == 0) StoreChoice(p_, index_, 0, status);
     } else if (plan_.draws) {
       Draw(greatest, sum, top);
     } else if (key == first) {
-      Store(chunk * kChunk + static_cast<int>(__float_as_uint(sum)), SampleResult::kOk);
+      StoreChoice(p_, index_, chunk * kChunk + static_cast<int>(__float_as_uint(sum)),
+                  SampleResult::kOk);
     }
   }
 
  private:
   static constexpr uint64_t kBroken = 0;  // no key is 0
 
+  struct Picked final {
+    uint64_t rest;  // how far into the chunk
+    uint64_t mass;  // of the chunk
+    float greatest;
+    int chunk;
+  };
   struct Scratch final {
     uint64_t keys[kSampleWarps];
     uint64_t masses[kSampleWarps];
     uint64_t uniform;
+    Picked picked;
   };
   __device__ static Scratch& Shared() { return *reinterpret_cast<Scratch*>(SharedMemory()); }
 
   // By inverse of the cumulative masses: first the chunk. `greatest`, `sum`: of this thread's.
   __device__ __forceinline__ void Draw(float greatest, float sum, float top) const {
-    const float scaled = __fmul_rn(__fsub_rn(greatest, top), plan_.inverse);
     const bool here = static_cast<int>(threadIdx.x) < p_.all;
-    const uint64_t mass = here ? MassUnits(sum * expf(scaled)) : 0;
+    const uint64_t mass = here ? MassOfChunk(sum, greatest, top, plan_.inverse) : 0;
     Scratch& s = Shared();
     const uint64_t of_warp = WarpSum(mass);
     if (LaneIndex() == 0) s.masses[WarpIndex()] = of_warp;
@@ -81,68 +88,61 @@ class PlainChoice final {
     const uint64_t warps = LaneIndex() < kSampleWarps ? s.masses[LaneIndex()] : 0;
     uint64_t target = UniformBelow(s.uniform, WarpSum(warps));
     const uint64_t before = WarpSum(LaneIndex() < WarpIndex() ? warps : uint64_t{0});
-    if (target < before || target - before >= of_warp) return;
-    target -= before;
-    const uint64_t prefix = WarpPrefix(mass);
-    const uint32_t passed = __ballot_sync(~0u, prefix > target);
-    const int lane = __ffs(static_cast<int>(passed)) - 1;
-    const uint64_t rest = __shfl_sync(~0u, target - (prefix - mass), lane);
-    Walk(WarpIndex() * 32 + lane, rest, __shfl_sync(~0u, mass, lane),
-         __shfl_sync(~0u, greatest, lane), top);
-  }
-  // The token of the chunk of mass `of_chunk` at the same share, `rest` of it, of the masses taken
-  // relative to its greatest value. A lane has neighbours.
-  __device__ __forceinline__ void Walk(int chunk, uint64_t rest, uint64_t of_chunk, float greatest,
-                                       float top) const {
-    const int first = LaneIndex() * kLaneValues;
-    float values[kLaneValues];
-    LoadNeighbours(chunk, first, values);
-    uint64_t mass[kLaneValues];
-    uint64_t mine = 0;
-#pragma unroll
-    for (int i = 0; i < kLaneValues; ++i) {
-      const float scaled = __fmul_rn(__fsub_rn(values[i], top), plan_.inverse);
-      const float part = Exp2((values[i] - greatest) * (plan_.inverse * kLog2E));
-      mass[i] = scaled >= kLowest ? MassUnits(part) : 0;
-      mine += mass[i];
+    if (target >= before && target - before < of_warp) {
+      target -= before;
+      const uint64_t prefix = WarpPrefix(mass);
+      const uint32_t passed = __ballot_sync(~0u, prefix > target);
+      if (LaneIndex() == __ffs(static_cast<int>(passed)) - 1) {
+        s.picked = {target - (prefix - mass), mass, greatest, static_cast<int>(threadIdx.x)};
+      }
     }
-    const uint64_t prefix = WarpPrefix(mine);
-    const uint64_t total = __shfl_sync(~0u, prefix, 31);
-    const float ratio = __fdividef(static_cast<float>(total), static_cast<float>(of_chunk));
-    const double place = static_cast<double>(rest) * static_cast<double>(ratio);
-    const uint64_t target = min(static_cast<uint64_t>(place), total - 1);
+    __syncthreads();
+    Walk(s.picked, top);
+  }
+  // The token of the picked chunk at the same share of the masses taken relative to its greatest
+  // value. A thread has four neighbours.
+  __device__ __forceinline__ void Walk(const Picked& picked, float top) const {
+    Scratch& s = Shared();
+    const int first = static_cast<int>(threadIdx.x) * 4;
+    const bool here = first < kChunk;
+    float values[4];
+    uint64_t mass[4] = {};
+    if (here) LoadNeighbours(picked.chunk, first, values);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float scaled = __fmul_rn(__fsub_rn(values[i], top), plan_.inverse);
+      const float part = Exp2((values[i] - picked.greatest) * (plan_.inverse * kLog2E));
+      if (here && scaled >= kLowest) mass[i] = MassUnits(part);
+    }
+    const uint64_t mine = mass[0] + mass[1] + mass[2] + mass[3];
+    uint64_t prefix = WarpPrefix(mine);
+    if (here && LaneIndex() == 31) s.keys[WarpIndex()] = prefix;
+    __syncthreads();
+    if (!here) return;
+    const uint64_t warps = LaneIndex() < kChunk / 128 ? s.keys[LaneIndex()] : 0;
+    prefix += WarpSum(LaneIndex() < WarpIndex() ? warps : uint64_t{0});
+    const uint64_t target = SameShare(picked.rest, picked.mass, WarpSum(warps));
     uint64_t passed = prefix - mine;
     if (target >= prefix || target < passed) return;
     int at = 0;
 #pragma unroll
-    for (int i = 0; i + 1 < kLaneValues; ++i) {
+    for (int i = 0; i < 3; ++i) {
       passed += mass[i];
       at += passed <= target ? 1 : 0;
     }
-    Store(chunk * kChunk + first + at, SampleResult::kOk);
+    StoreChoice(p_, index_, picked.chunk * kChunk + first + at, SampleResult::kOk);
   }
-  __device__ __forceinline__ void LoadNeighbours(int chunk, int first,
-                                                 float (&values)[kLaneValues]) const {
+  __device__ __forceinline__ void LoadNeighbours(int chunk, int first, float (&values)[4]) const {
     const bool cut = (chunk + 1) * kChunk > p_.vocab;
     const float* from = p_.logits + index_ * p_.logits_stride + chunk * kChunk;
     if (cut) from = p_.tails + index_ * kChunk;
     if (plan_.changes) from = p_.changed + index_ * p_.changed_stride + chunk * kChunk;
     if (p_.aligned || plan_.changes || cut) {
-#pragma unroll
-      for (int i = 0; i < kLaneValues; i += 4) LoadFour(from + first + i, values + i);
+      LoadFour(from + first, values);
     } else {
 #pragma unroll
-      for (int i = 0; i < kLaneValues; ++i) values[i] = from[first + i];
+      for (int i = 0; i < 4; ++i) values[i] = from[first + i];
     }
-  }
-
-  __device__ __forceinline__ void Store(int token, SampleResult::Status status) const {
-    SampleResult& result = p_.results[index_];
-    result.token = token;
-    result.status = status;
-    result.logprob = 0.0f;
-    result.top_count = 0;
-    p_.tokens[index_] = token;
   }
 
   const SampleParams& p_;

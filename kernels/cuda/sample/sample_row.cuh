@@ -154,8 +154,7 @@ class RowSampler final {
     uint64_t mass = 0;
 #pragma unroll 1
     for (int i = FirstOfThread(0, p_.all); i < FirstOfThread(1, p_.all); ++i) {
-      const float scaled = __fmul_rn(__fsub_rn(part_.Greatest(i), greatest), inverse);
-      const uint64_t of_chunk = MassUnits(part_.Sum(i) * expf(scaled));
+      const uint64_t of_chunk = MassOfChunk(part_.Sum(i), part_.Greatest(i), greatest, inverse);
       part_.Mass(i) = of_chunk;
       mass += of_chunk;
     }
@@ -233,10 +232,7 @@ class RowSampler final {
   // What min_p, top_k and top_p keep.
   __device__ Kept Cut(float greatest) {
     const Domain domain{.origin = greatest, .inverse = plan_.inverse, .floor = floor_};
-    const auto wanted = [&](uint64_t mass) {
-      const double part = ceil(static_cast<double>(row_.top_p) * static_cast<double>(mass));
-      return min(max(static_cast<uint64_t>(part), uint64_t{1}), mass);
-    };
+    const auto wanted = [&](uint64_t mass) { return WantedOf(mass, row_.top_p); };
     if constexpr (!kBulk) {
       Domain bound = domain;
       const auto rank = static_cast<uint32_t>(max(row_.top_k, 0));
@@ -368,9 +364,7 @@ class RowSampler final {
     const uint64_t warps = LaneIndex() < kSampleWarps ? s.team.warps[LaneIndex()] : 0;
     prefix += WarpSum(LaneIndex() < WarpIndex() ? warps : uint64_t{0});
     const uint64_t total = WarpSum(warps);
-    const float ratio = __fdividef(static_cast<float>(total), static_cast<float>(s.pick_mass));
-    const double place = static_cast<double>(s.pick_rest) * static_cast<double>(ratio);
-    const uint64_t target = min(static_cast<uint64_t>(place), total - 1);
+    const uint64_t target = SameShare(s.pick_rest, s.pick_mass, total);
     if (target >= prefix || target < prefix - mine) return;
     uint64_t passed = prefix - mine;
     int j = 0;
@@ -399,13 +393,7 @@ class RowSampler final {
     if (team_.rank == 0 && threadIdx.x == 0) Store(token);
   }
   __device__ void Fail(SampleResult::Status status) {
-    if (team_.rank != 0 || threadIdx.x != 0) return;
-    SampleResult& result = p_.results[index_];
-    result.token = 0;
-    result.status = status;
-    result.logprob = 0.0f;
-    result.top_count = 0;
-    p_.tokens[index_] = 0;
+    if (team_.rank == 0 && threadIdx.x == 0) StoreChoice(p_, index_, 0, status);
   }
 
   const SampleParams& p_;

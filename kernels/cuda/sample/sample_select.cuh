@@ -14,18 +14,21 @@
 namespace lacuna::kernels::cuda {
 
 constexpr int kTotalBits = 30;  // of all mass, in a histogram of scaled values
+constexpr int kSlack = 8192;    // what exponentials and totals are rounded to
 
-// Scaled values to bins: those of the likeliest token to bin 0, behind the last all others.
+// Scaled values to `count` bins: those of the likeliest token to bin 0, behind the last all others.
 class Bins final {
  public:
-  __device__ explicit Bins(float floor) {
+  __device__ Bins(float floor, int count) : last_(count - 1) {
     constexpr float kNatsMax = 21.3f;
     const float nats = fminf(fmaxf(-floor, 1e-3f), kNatsMax);
-    per_nat_ = static_cast<float>(kBins - 1) / nats;
+    per_nat_ = static_cast<float>(last_) / nats;
   }
+  __device__ int last() const { return last_; }
   // Floats from 2^23 on are integers.
   __device__ uint32_t Of(float scaled) const {
-    return __float_as_uint(fminf(fmaf(scaled, -per_nat_, kBase), kBase + kBins - 1)) - kBaseBits;
+    const float last = kBase + static_cast<float>(last_);
+    return __float_as_uint(fminf(fmaf(scaled, -per_nat_, kBase), last)) - kBaseBits;
   }
   // The least value of the bins up to this one, which is not the last; by whole warps.
   __device__ float Least(uint32_t bin) const {
@@ -38,6 +41,7 @@ class Bins final {
  private:
   static constexpr float kBase = 8388608.0f;
   static constexpr uint32_t kBaseBits = 0x4b000000u;
+  int last_;
   float per_nat_;
 };
 
@@ -48,6 +52,12 @@ struct Range final {
   float least;
   uint64_t low = 0;
   uint64_t high = kLastKey;
+
+  // Of these bins, by whole warps.
+  __device__ void Take(const Bins& bins, uint32_t first, uint32_t last) {
+    if (first > 0) above = bins.Least(first - 1);
+    if (static_cast<int>(last) < bins.last()) least = fmaxf(least, bins.Least(last));
+  }
 };
 
 // What a selection looks for.
@@ -55,7 +65,28 @@ struct Goal final {
   uint32_t rank = 0;    // the so-manieth token; 0: by mass
   uint64_t wanted = 0;  // the first token with which this mass is reached
   uint64_t total = 0;   // of the domain
+
+  // Masses times 2^this are units of 2^-kTotalBits of all.
+  __device__ float Shift() const {
+    return static_cast<float>(kTotalBits) - __log2f(static_cast<float>(total) / kMassUnits);
+  }
+  // The mass wanted in these units.
+  __device__ int WantedPart() const {
+    return static_cast<int>(__fdividef(static_cast<float>(wanted), static_cast<float>(total)) *
+                            (1 << kTotalBits));
+  }
+  // Scaled: the tokens of the row below this have together less than what is left out.
+  __device__ float FloorOfMass(int vocab) const {
+    const float spare = static_cast<float>(total - wanted) / kMassUnits;
+    return fminf(__logf(spare / static_cast<float>(vocab)) - 0.01f, 0.0f);
+  }
 };
+
+// The mass that a top_p keeps of `mass`.
+__device__ inline uint64_t WantedOf(uint64_t mass, float top_p) {
+  const double part = ceil(static_cast<double>(top_p) * static_cast<double>(mass));
+  return min(max(static_cast<uint64_t>(part), uint64_t{1}), mass);
+}
 
 __device__ inline void ClearCounts() {
   SelectScratch& s = SharedSelect();
@@ -86,6 +117,43 @@ __device__ inline void PickRank(uint32_t count, uint32_t rank) {
   }
   __syncthreads();
 }
+// The range of the tokens among which a mass is reached, each thread with the masses of its own
+// bins in units of Goal::Shift; false when they are too many for a list. The masses of the bins are
+// too small: by less than one for each of the `tokens`, and by what exponentials and the total are
+// rounded to.
+template <int kEach>
+__device__ __forceinline__ bool PickMassBins(const Goal& goal, const Bins& bins,
+                                             const uint32_t (&of_bins)[kEach], uint32_t tokens,
+                                             Range& range) {
+  SelectScratch& s = SharedSelect();
+  const int wanted = goal.WantedPart();
+  const int missing = static_cast<int>(tokens) + kSlack;
+  uint32_t mine = 0;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) mine += of_bins[i];
+  int before = static_cast<int>(BlockPrefix(mine) - mine);
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const auto mass = static_cast<int>(of_bins[i]);
+    const int through = before + mass;
+    const int bin = static_cast<int>(threadIdx.x) * kEach + i;
+    const bool last = bin == bins.last();
+    if (bin == 0 ? wanted <= through + missing
+                 : before + missing < wanted && (wanted <= through + missing || last)) {
+      s.low = static_cast<uint32_t>(bin);
+      s.before = static_cast<uint32_t>(before);
+    }
+    if (before - kSlack < wanted && (last || wanted <= through - kSlack)) {
+      s.high = static_cast<uint32_t>(bin);
+      s.through = static_cast<uint32_t>(through);
+    }
+    before = through;
+  }
+  __syncthreads();
+  range.Take(bins, s.low, s.high);
+  const float least = fmaxf(Exp2(fmaf(range.least, kLog2E, goal.Shift())), 1.0f);
+  return static_cast<float>(s.through - s.before) < least * kListMax;
+}
 // Calls f(index in the list, tokens before it in the list, their mass), by one thread each.
 template <typename F>
 __device__ __forceinline__ void Compare(int count, const F& f) {
@@ -93,7 +161,8 @@ __device__ __forceinline__ void Compare(int count, const F& f) {
   const Candidate* const list = SharedSelect().list;
   const int helper = static_cast<int>(threadIdx.x) % kHelpers;
 #pragma unroll 1
-  for (int base = 0; base < count; base += kSampleThreads / kHelpers) {
+  for (int base = 0; base + WarpIndex() * (32 / kHelpers) < count;
+       base += kSampleThreads / kHelpers) {
     const int i = base + static_cast<int>(threadIdx.x) / kHelpers;
     const uint64_t key = i < count ? list[i].key : 0;
     uint32_t tokens = 0;
@@ -111,6 +180,25 @@ __device__ __forceinline__ void Compare(int count, const F& f) {
     }
     if (helper == 0 && i < count) f(i, tokens, mass);
   }
+}
+
+// The key of the listed token that a selection ends with; before the list are so many tokens of so
+// much mass. By mass the list is known to hold it, so masses that another rounding puts outside end
+// with its first or last token.
+__device__ __forceinline__ uint64_t Ranked(const Goal& goal, int count, uint32_t tokens_before,
+                                           uint64_t mass_before) {
+  SelectScratch& s = SharedSelect();
+  if (threadIdx.x == 0) s.found = kLastKey;
+  __syncthreads();
+  Compare(count, [&](int i, uint32_t tokens, uint64_t mass) {
+    mass += mass_before;
+    const bool begins = tokens == 0 || mass < goal.wanted;
+    const bool ends = static_cast<int>(tokens) + 1 == count || goal.wanted <= mass + s.list[i].mass;
+    const bool here = goal.rank > 0 ? tokens_before + tokens + 1 == goal.rank : begins && ends;
+    if (here) s.found = s.list[i].key;
+  });
+  __syncthreads();
+  return s.found;
 }
 
 // Its functions that are not inlined work on a copy in registers: as it is, it lies in local
@@ -179,11 +267,15 @@ class Selector final {
   __device__ __forceinline__ uint64_t Find(const Goal& goal) {
     goal_ = goal;
     BoundDomain();
-    const Bins bins(domain_.floor);
-    BuildBins(bins, goal_.rank > 0 ? 0.0f : Shift());
+    const Bins bins(domain_.floor, kBins);
+    BuildBins(bins, goal_.rank > 0 ? 0.0f : goal_.Shift());
     Range range{INFINITY, domain_.floor};
     bool few = domain_count_ <= kListMax;
-    if (!few) few = goal_.rank > 0 ? PickRankBins(bins, range) : PickMassBins(bins, range);
+    if (!few) {
+      few = goal_.rank > 0 ? PickRankBins(bins, range)
+                           : PickMassBins<1>(goal_, bins, {SharedSelect().team_count[threadIdx.x]},
+                                             domain_count_, range);
+    }
     while (!few || !Collect(range)) {
       Narrow(range);
       few = true;
@@ -202,18 +294,12 @@ class Selector final {
   }
   // Raises the domain's floor as far as can be told before it is looked at.
   __device__ void BoundDomain() {
-    if (goal_.rank == 0) {
-      // The tokens below this have together less than what is left out.
-      const float spare = static_cast<float>(goal_.total - goal_.wanted) / kMassUnits;
-      const float floor = __logf(spare / static_cast<float>(SharedSelect().part.vocab)) - 0.01f;
-      domain_.floor = fmaxf(domain_.floor, fminf(floor, 0.0f));
-      return;
+    const RowPart& part = SharedSelect().part;
+    if (goal_.rank > 0) {
+      BoundByRank(part, goal_.rank, domain_);
+    } else {
+      domain_.floor = fmaxf(domain_.floor, goal_.FloorOfMass(part.vocab));
     }
-    BoundByRank(SharedSelect().part, goal_.rank, domain_);
-  }
-  // Masses times 2^this are units of 2^-kTotalBits of all.
-  __device__ float Shift() const {
-    return static_cast<float>(kTotalBits) - __log2f(static_cast<float>(goal_.total) / kMassUnits);
   }
   // The scaled value of the token with this key.
   __device__ float ScaledOf(uint64_t key) const {
@@ -229,41 +315,9 @@ class Selector final {
       return true;
     }
     before_count_ = s.before;
-    SetRange(bins, s.low, s.low, range);
+    range.Take(bins, s.low, s.low);
     return s.through - s.before <= kListMax;
   }
-  // The masses of the bins are too small: by less than one for each token, and by what exponentials
-  // and the total are rounded to.
-  __device__ bool PickMassBins(const Bins& bins, Range& range) {
-    constexpr int kSlack = 8192;
-    SelectScratch& s = SharedSelect();
-    const auto wanted = static_cast<int>(static_cast<double>(goal_.wanted) /
-                                         static_cast<double>(goal_.total) * (1 << kTotalBits));
-    const int missing = static_cast<int>(domain_count_) + kSlack;
-    const auto mass = static_cast<int>(s.team_count[threadIdx.x]);
-    const int through = static_cast<int>(BlockPrefix(s.team_count[threadIdx.x]));
-    const int before = through - mass;
-    const auto bin = threadIdx.x;
-    if (bin == 0 ? wanted <= through + missing
-                 : before + missing < wanted && (wanted <= through + missing || bin == kBins - 1)) {
-      s.low = bin;
-      s.before = static_cast<uint32_t>(before);
-    }
-    if (bin == kBins - 1 ? before - kSlack < wanted
-                         : before - kSlack < wanted && wanted <= through - kSlack) {
-      s.high = bin;
-      s.through = static_cast<uint32_t>(through);
-    }
-    __syncthreads();
-    SetRange(bins, s.low, s.high, range);
-    const float least = fmaxf(Exp2(fmaf(range.least, kLog2E, Shift())), 1.0f);
-    return static_cast<float>(s.through - s.before) < least * kListMax;
-  }
-  __device__ void SetRange(const Bins& bins, uint32_t first, uint32_t last, Range& range) {
-    if (first > 0) range.above = bins.Least(first - 1);
-    if (last < kBins - 1) range.least = fmaxf(range.least, bins.Least(last));
-  }
-
   // The team's histogram of scaled values: of counts, or of masses times 2^shift (not 0).
   __device__ __forceinline__ void BuildBins(const Bins bins, float shift) {
     SelectScratch& s = SharedSelect();
@@ -368,22 +422,8 @@ class Selector final {
     return true;
   }
 
-  // The key of the listed token that the selection ends with. By mass the list is known to hold it,
-  // so masses that another rounding puts outside end with its first or last token.
-  __device__ __forceinline__ uint64_t RankList() {
-    SelectScratch& s = SharedSelect();
-    if (threadIdx.x == 0) s.found = kLastKey;
-    __syncthreads();
-    Compare(list_count_, [&](int i, uint32_t tokens, uint64_t mass) {
-      mass += above_.total;
-      const bool begins = tokens == 0 || mass < goal_.wanted;
-      const bool ends =
-          static_cast<int>(tokens) + 1 == list_count_ || goal_.wanted <= mass + s.list[i].mass;
-      const bool here = goal_.rank > 0 ? before_count_ + tokens + 1 == goal_.rank : begins && ends;
-      if (here) s.found = s.list[i].key;
-    });
-    __syncthreads();
-    return s.found;
+  __device__ __forceinline__ uint64_t RankList() const {
+    return Ranked(goal_, list_count_, before_count_, above_.total);
   }
 
   // ---- The list is too short: histograms over keys. ----

@@ -58,6 +58,13 @@ class Team final {
       ClusterArrive();
     }
   }
+  // Where nothing is told that was written before: telling takes a while.
+  __device__ void ArriveRelaxed() const {
+    if constexpr (kCluster) {
+      __syncwarp();
+      ClusterArriveRelaxed();
+    }
+  }
   __device__ void Wait() const {
     if constexpr (kCluster) {
       __syncwarp();
@@ -86,6 +93,7 @@ __device__ inline float WarpSum(float value) {
   for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(~0u, value, step);
   return value;
 }
+__device__ inline int WarpSum(int value) { return __reduce_add_sync(~0u, value); }
 __device__ inline uint64_t WarpSum(uint64_t value) {
   constexpr uint32_t kPart = (1u << 21) - 1;
   const uint32_t low = __reduce_add_sync(~0u, static_cast<uint32_t>(value) & kPart);

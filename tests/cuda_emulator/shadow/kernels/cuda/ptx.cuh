@@ -80,11 +80,21 @@ inline void AsyncCopyArrive(uint32_t barrier) {
   BarrierArrive(barrier);
 }
 
+// ---- shared memory, lane by lane ----
+
+inline int SharedTake(int* counter) { return atomicAdd(counter, 1); }
+inline void SharedStoreIf(bool does, void* to, float first, int second) {
+  if (!does) return;
+  std::memcpy(to, &first, sizeof first);
+  std::memcpy(static_cast<char*>(to) + sizeof first, &second, sizeof second);
+}
+
 // ---- clusters: every block is one ----
 
 inline uint32_t ClusterRank() { return 0; }
 inline uint32_t ClusterSize() { return 1; }
 inline void ClusterArrive() {}
+inline void ClusterArriveRelaxed() {}
 inline void ClusterWait() { __syncthreads(); }
 inline uint64_t ClusterMap(uint64_t address, uint32_t /*rank*/) { return address; }
 
