@@ -26,14 +26,19 @@ namespace {
 constexpr int kBarriers = 16;  // 0 is __syncthreads
 constexpr int64_t kIdleYieldsMax = 2'000'000;
 
+struct Block;
+
 struct Thread final {
+  Block* block = nullptr;
   void* stack_pointer = nullptr;
   Thread* next = nullptr;  // in the queue of those that can go on
   uint3 index{};
   int id = 0;
   bool ended = false;
   const char* waits_for = nullptr;
-  int result = 0;  // of the barrier that it waited at
+  int result = 0;              // of the barrier that it waited at
+  bool at_cluster = false;     // has arrived, and not waited
+  uint32_t cluster_phase = 0;  // in which it has arrived
 };
 
 // Lanes that wait for each other.
@@ -58,25 +63,63 @@ struct Barrier final {
   std::vector<Thread*> waiting;
 };
 
-struct State final {
-  LaunchShape shape;
-  const std::function<void()>* body = nullptr;
+struct Block final {
+  uint3 index{};
+  int rank = 0;  // in its cluster
   Thread threads[kThreadsMax];
   std::unique_ptr<FiberStack> stacks[kThreadsMax];
   Warp warps[kThreadsMax / kLanes];
   Barrier barriers[kBarriers];
   int size = 0;
   int live = 0;
+};
+
+// Of the blocks that run together.
+struct Cluster final {
+  std::unique_ptr<Block> blocks[kClusterMax];
+  int size = 1;
+  int live = 0;  // threads
+  int arrived = 0;
+  uint32_t phase = 0;
+  std::vector<Thread*> waiting;
+};
+
+struct State final {
+  LaunchShape shape;
+  const std::function<void()>* body = nullptr;
+  Cluster cluster;
   Thread* first_ready = nullptr;
   Thread* last_ready = nullptr;
   Thread* running = nullptr;
   void* scheduler = nullptr;  // its stack pointer
   int64_t idle_yields = 0;
-  bool dying = false;  // threads that are resumed tell where they wait
+  uint32_t runs = 0;      // of clusters
+  uint32_t turn = 0;      // of random numbers
+  bool shuffles = false;  // some threads get ahead of others that are ready
+  bool dying = false;     // threads that are resumed tell where they wait
 };
 State& state = *new State();
 
+// The thread is the one that runs now.
+void Enter(Thread* thread) {
+  state.running = thread;
+  threadIdx = thread->index;
+  if (state.cluster.size == 1) return;
+  blockIdx = thread->block->index;
+  SelectShared(thread->block->rank);
+}
+
+// One of four.
+bool GetsAhead() {
+  state.turn = state.turn * 1664525u + 1013904223u;
+  return (state.turn >> 16 & 3) == 0;
+}
 void MakeReady(Thread* thread) {
+  if (state.shuffles && state.first_ready != nullptr && GetsAhead()) {
+    thread->next = state.first_ready;
+    state.first_ready = thread;
+    return;
+  }
   thread->next = nullptr;
   (state.first_ready == nullptr ? state.first_ready : state.last_ready->next) = thread;
   state.last_ready = thread;
@@ -96,8 +139,7 @@ void SwitchFrom(Thread* thread) {
     to = next->stack_pointer;
   }
   CudaEmulatorSwitch(&thread->stack_pointer, to);
-  state.running = thread;
-  threadIdx = thread->index;
+  Enter(thread);
 }
 
 void Park(const char* what) {
@@ -128,38 +170,54 @@ bool CompleteBarrier(Barrier& barrier, int expected, Thread* last) {
   return true;
 }
 
-bool CompleteGroup(Warp& warp, size_t index, int first_thread, int last_lane) {
+bool CompleteGroup(Block& block, int first_thread, size_t index, int last_lane) {
+  Warp& warp = block.warps[first_thread / kLanes];
   if (warp.groups[index].arrived != (warp.groups[index].mask & ~warp.ended)) return false;
   const Group group = warp.groups[index];
   warp.groups.erase(warp.groups.begin() + static_cast<std::ptrdiff_t>(index));
   group.combine(group.lanes, group.arrived);
   const uint32_t waiting = last_lane < 0 ? group.arrived : group.arrived & ~(1u << last_lane);
   for (uint32_t left = waiting; left != 0; left &= left - 1) {
-    MakeReady(&state.threads[first_thread + std::countr_zero(left)]);
+    MakeReady(&block.threads[first_thread + std::countr_zero(left)]);
   }
   NoteProgress();
   return true;
 }
 
+void CompleteCluster() {
+  Cluster& cluster = state.cluster;
+  if (cluster.arrived == 0 || cluster.arrived < cluster.live) return;
+  for (Thread* thread : cluster.waiting) MakeReady(thread);
+  cluster.waiting.clear();
+  cluster.arrived = 0;
+  ++cluster.phase;
+  NoteProgress();
+}
+
 // Those who wait for this thread wait no longer.
 void End() {
   Thread* thread = state.running;
+  Block& block = *thread->block;
   AsyncCopyFinish();
   thread->ended = true;
-  --state.live;
+  --block.live;
   NoteProgress();
-  Warp& warp = state.warps[thread->id / kLanes];
+  Warp& warp = block.warps[thread->id / kLanes];
   warp.ended |= 1u << (thread->id % kLanes);
   for (size_t i = warp.groups.size(); i-- > 0;) {
-    CompleteGroup(warp, i, thread->id / kLanes * kLanes, -1);
+    CompleteGroup(block, thread->id / kLanes * kLanes, i, -1);
   }
-  CompleteBarrier(state.barriers[0], state.live, nullptr);
+  CompleteBarrier(block.barriers[0], block.live, nullptr);
+  Cluster& cluster = state.cluster;
+  --cluster.live;
+  if (thread->at_cluster && thread->cluster_phase == cluster.phase) --cluster.arrived;
+  CompleteCluster();
   SwitchFrom(thread);
   std::abort();  // nobody resumes it
 }
 
 void FiberMain() {
-  threadIdx = state.running->index;
+  Enter(state.running);
   (*state.body)();
   End();
 }
@@ -168,9 +226,12 @@ void FiberMain() {
   std::fprintf(stderr, "cuda emulator: deadlock in %s, block (%u, %u, %u)\n",
                FunctionAt(state.shape.kernel).c_str(), blockIdx.x, blockIdx.y, blockIdx.z);
   std::map<std::string, std::vector<Thread*>> waiting;
-  for (int i = 0; i < state.size; ++i) {
-    Thread& thread = state.threads[i];
-    if (!thread.ended) waiting[thread.waits_for].push_back(&thread);
+  for (int rank = 0; rank < state.cluster.size; ++rank) {
+    Block& block = *state.cluster.blocks[rank];
+    for (int i = 0; i < block.size; ++i) {
+      Thread& thread = block.threads[i];
+      if (!thread.ended) waiting[thread.waits_for].push_back(&thread);
+    }
   }
   for (const auto& [what, threads] : waiting) {
     std::fprintf(stderr, "  %zu threads wait at %s\n", threads.size(), what.c_str());
@@ -184,41 +245,58 @@ void FiberMain() {
   std::abort();
 }
 
-void StartThreads() {
-  const dim3& block = state.shape.block;
-  state.size = static_cast<int>(block.x * block.y * block.z);
-  state.live = state.size;
-  for (Warp& warp : state.warps) warp = {};
-  for (Barrier& barrier : state.barriers) barrier = {};
-  if (state.size % kLanes != 0) {
-    state.warps[state.size / kLanes].ended = ~0u << (state.size % kLanes);
+void StartThreads(Block& block) {
+  const dim3& shape = state.shape.block;
+  block.size = static_cast<int>(shape.x * shape.y * shape.z);
+  block.live = block.size;
+  for (Warp& warp : block.warps) warp = {};
+  for (Barrier& barrier : block.barriers) barrier = {};
+  if (block.size % kLanes != 0) {
+    block.warps[block.size / kLanes].ended = ~0u << (block.size % kLanes);
   }
-  state.first_ready = nullptr;
-  // Every other block from its last thread on: code that leans on an order shows it.
-  const bool backwards = ((blockIdx.x + blockIdx.y + blockIdx.z) & 1) != 0;
-  for (int i = 0; i < state.size; ++i) {
-    const int id = backwards ? state.size - 1 - i : i;
-    if (state.stacks[id] == nullptr) state.stacks[id] = std::make_unique<FiberStack>();
-    Thread& thread = state.threads[id];
+  // Code that leans on an order shows it: every other block from its last thread on, every third
+  // run in an order of its own.
+  const bool backwards = ((block.index.x + block.index.y + block.index.z) & 1) != 0;
+  for (int i = 0; i < block.size; ++i) {
+    const int id = backwards ? block.size - 1 - i : i;
+    if (block.stacks[id] == nullptr) block.stacks[id] = std::make_unique<FiberStack>();
+    Thread& thread = block.threads[id];
     thread = {};
     const auto at = static_cast<unsigned>(id);
-    thread.index = {at % block.x, at / block.x % block.y, at / (block.x * block.y)};
+    thread.block = &block;
+    thread.index = {at % shape.x, at / shape.x % shape.y, at / (shape.x * shape.y)};
     thread.id = id;
-    thread.stack_pointer = state.stacks[id]->Prepare(FiberMain);
+    thread.stack_pointer = block.stacks[id]->Prepare(FiberMain);
     MakeReady(&thread);
   }
 }
 
-void RunBlock() {
-  ResetShared(state.shape.shared_bytes, state.size);
-  StartThreads();
+// The cluster whose first block is blockIdx.
+void RunCluster() {
+  Cluster& cluster = state.cluster;
+  const uint3 first = blockIdx;
+  cluster.size = static_cast<int>(state.shape.cluster);
+  cluster.live = 0;
+  cluster.arrived = 0;
+  state.first_ready = nullptr;
+  state.shuffles = ++state.runs % 3 == 0;
+  for (int rank = 0; rank < cluster.size; ++rank) {
+    auto& block = cluster.blocks[rank];
+    if (block == nullptr) block = std::make_unique<Block>();
+    block->index = {first.x + static_cast<unsigned>(rank), first.y, first.z};
+    block->rank = rank;
+    StartThreads(*block);
+    ResetShared(rank, state.shape.shared_bytes, block->size);
+    cluster.live += block->size;
+  }
+  SelectShared(0);
   Thread* next = state.first_ready;
   state.first_ready = next->next;
   state.running = next;
   CudaEmulatorSwitch(&state.scheduler, next->stack_pointer);
-  if (state.live != 0) ReportDeadlock();
+  if (cluster.live != 0) ReportDeadlock();
   state.running = nullptr;
-  CheckShared();
+  for (int rank = 0; rank < cluster.size; ++rank) CheckShared(rank);
 }
 
 }  // namespace
@@ -243,9 +321,9 @@ void RunGrid(const LaunchShape& shape, const std::function<void()>& body) {
   gridDim = shape.grid;
   for (unsigned z = 0; z < shape.grid.z; ++z) {
     for (unsigned y = 0; y < shape.grid.y; ++y) {
-      for (unsigned x = 0; x < shape.grid.x; ++x) {
+      for (unsigned x = 0; x < shape.grid.x; x += shape.cluster) {
         blockIdx = {x, y, z};
-        RunBlock();
+        RunCluster();
       }
     }
   }
@@ -266,12 +344,12 @@ void Yield() {
 }
 
 int SyncThreads(int predicate, Vote vote) {
-  Barrier& barrier = state.barriers[0];
   Thread* thread = state.running;
+  Barrier& barrier = thread->block->barriers[0];
   barrier.vote = vote;
   ++barrier.arrived;
   barrier.count += predicate != 0 ? 1 : 0;
-  if (!CompleteBarrier(barrier, state.live, thread)) {
+  if (!CompleteBarrier(barrier, thread->block->live, thread)) {
     barrier.waiting.push_back(thread);
     Park("__syncthreads");
   }
@@ -287,7 +365,7 @@ void NamedBarrier(int id, int threads, bool waits) {
   if (threads <= 0 || threads % kLanes != 0) {
     Fail("named barrier %d of %d threads: need whole warps", id, threads);
   }
-  Barrier& barrier = state.barriers[id];
+  Barrier& barrier = state.running->block->barriers[id];
   if (barrier.arrived != 0 && barrier.expected != threads) {
     Fail("named barrier %d: %d threads expected here, %d by others", id, threads, barrier.expected);
   }
@@ -301,7 +379,7 @@ void NamedBarrier(int id, int threads, bool waits) {
 void WarpExchange(uint32_t mask, const char* what, void* operand, Combine combine) {
   Thread* thread = state.running;
   const int lane = thread->id % kLanes;
-  Warp& warp = state.warps[thread->id / kLanes];
+  Warp& warp = thread->block->warps[thread->id / kLanes];
   if ((mask >> lane & 1) == 0) Fail("%s: lane %d is not in its own mask 0x%x", what, lane, mask);
   size_t index = 0;
   while (index < warp.groups.size() && warp.groups[index].mask != mask) ++index;
@@ -314,7 +392,36 @@ void WarpExchange(uint32_t mask, const char* what, void* operand, Combine combin
   }
   group.arrived |= 1u << lane;
   group.lanes[lane] = operand;
-  if (!CompleteGroup(warp, index, thread->id - lane, lane)) Park(what);
+  if (!CompleteGroup(*thread->block, thread->id - lane, index, lane)) Park(what);
+}
+
+int ClusterRank() { return state.running->block->rank; }
+int ClusterSize() { return state.cluster.size; }
+void ClusterArrive() {
+  Thread* thread = state.running;
+  if (thread->at_cluster) Fail("barrier of a cluster: the second arrival without a wait");
+  thread->at_cluster = true;
+  thread->cluster_phase = state.cluster.phase;
+  ++state.cluster.arrived;
+  CompleteCluster();
+}
+void ClusterWait() {
+  Thread* thread = state.running;
+  if (!thread->at_cluster) Fail("barrier of a cluster: a wait without an arrival");
+  if (thread->cluster_phase == state.cluster.phase) {
+    state.cluster.waiting.push_back(thread);
+    Park("a barrier of the cluster");
+  }
+  thread->at_cluster = false;
+}
+void* ClusterAt(void* mine, unsigned rank) {
+  const std::ptrdiff_t at = static_cast<std::byte*>(mine) - DynamicShared();
+  if (at < 0 || static_cast<size_t>(at) >= state.shape.shared_bytes) {
+    Fail("shared memory of a cluster: %td of %zu bytes", at, state.shape.shared_bytes);
+  }
+  if (rank >= state.shape.cluster) Fail("block %u of %u of a cluster", rank, state.shape.cluster);
+  if (state.cluster.blocks[rank]->live == 0) Fail("block %u of the cluster has ended", rank);
+  return SharedOf(static_cast<int>(rank)) + at;
 }
 
 }  // namespace cuda_emulator

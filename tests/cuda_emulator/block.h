@@ -1,5 +1,6 @@
-// The threads of one thread block as fibers of one OS thread: scheduling, barriers, warp exchanges
-// and shared memory. Device code reaches it through intrinsics.h and shadow/kernels/cuda/ptx.cuh.
+// The threads of one thread block, or of a cluster of them, as fibers of one OS thread: scheduling,
+// barriers, warp exchanges and shared memory. Device code reaches it through intrinsics.h and
+// shadow/kernels/cuda/ptx.cuh.
 //
 // A fiber runs until it has to wait. When none can go on, the kernel has a deadlock: the process
 // ends with a message that names the kernel and what its threads wait for. Other misuse of the
@@ -23,15 +24,18 @@ namespace cuda_emulator {
 inline constexpr int kThreadsMax = 1024;
 inline constexpr int kLanes = 32;
 inline constexpr size_t kSharedBytesMax = 227 << 10;
+inline constexpr unsigned kClusterMax = 16;
 
 struct LaunchShape final {
   dim3 grid;
   dim3 block;
   size_t shared_bytes = 0;
+  unsigned cluster = 1;          // neighbours along x
   const void* kernel = nullptr;  // names it in messages
 };
 
-// Runs all blocks of a kernel, one after the other; `body` is what each thread does.
+// Runs all blocks of a kernel, one after the other, but those of a cluster together; `body` is what
+// each thread does.
 void RunGrid(const LaunchShape& shape, const std::function<void()>& body);
 
 // Ends the process; names the kernel, the block and the thread.
@@ -53,6 +57,16 @@ void NoteProgress();
 using Combine = void (*)(void* const* lanes, uint32_t present);
 void WarpExchange(uint32_t mask, const char* what, void* operand, Combine combine);
 int Lane();
+
+// ---- clusters ----
+
+int ClusterRank();
+int ClusterSize();
+// A thread arrives once, then waits, or ends; arrivals of threads that have ended are not needed.
+void ClusterArrive();
+void ClusterWait();
+// The same place in the shared memory of block `rank`, which has not ended.
+void* ClusterAt(void* mine, unsigned rank);
 
 // ---- shared memory ----
 

@@ -15,7 +15,9 @@ namespace cuda_emulator {
 
 // runtime.cc. What the device would refuse is refused: sizes, clusters, too much shared memory.
 cudaError_t CheckLaunch(const cudaLaunchConfig_t& config, const void* kernel);
-inline int64_t launches = 0;  // that were not refused
+unsigned ClusterOf(const cudaLaunchConfig_t& config);
+inline int64_t launches = 0;          // that were not refused
+inline int64_t cluster_launches = 0;  // of them, those of clusters of more than one block
 void RunOrRecord(cudaStream_t stream, std::function<void()> work);
 
 template <typename... Params, typename... Args>
@@ -24,7 +26,9 @@ cudaError_t LaunchKernel(const cudaLaunchConfig_t* config, void (*kernel)(Params
   const void* address = reinterpret_cast<const void*>(kernel);
   if (const cudaError_t error = CheckLaunch(*config, address); error != cudaSuccess) return error;
   ++launches;
-  const LaunchShape shape{config->gridDim, config->blockDim, config->dynamicSmemBytes, address};
+  cluster_launches += ClusterOf(*config) > 1 ? 1 : 0;
+  const LaunchShape shape{config->gridDim, config->blockDim, config->dynamicSmemBytes,
+                          ClusterOf(*config), address};
   RunOrRecord(
       config->stream,
       [shape, kernel, params = std::tuple<std::decay_t<Params>...>(std::forward<Args>(args)...)] {

@@ -91,12 +91,21 @@ cudaError_t CheckLaunch(const cudaLaunchConfig_t& config, const void* kernel) {
   for (unsigned i = 0; i < config.numAttrs; ++i) {
     const cudaLaunchAttribute& attribute = config.attrs[i];
     const auto& cluster = attribute.val.clusterDim;
-    if (attribute.id == cudaLaunchAttributeClusterDimension &&
-        (cluster.x != 1 || cluster.y != 1 || cluster.z != 1)) {
-      return cudaErrorNotSupported;
+    if (attribute.id != cudaLaunchAttributeClusterDimension) continue;
+    if (cluster.y != 1 || cluster.z != 1) return cudaErrorNotSupported;
+    if (cluster.x == 0 || cluster.x > kClusterMax || grid.x % cluster.x != 0) {
+      return cudaErrorInvalidConfiguration;
     }
   }
   return cudaSuccess;
+}
+
+unsigned ClusterOf(const cudaLaunchConfig_t& config) {
+  for (unsigned i = 0; i < config.numAttrs; ++i) {
+    const cudaLaunchAttribute& attribute = config.attrs[i];
+    if (attribute.id == cudaLaunchAttributeClusterDimension) return attribute.val.clusterDim.x;
+  }
+  return 1;
 }
 
 void RunOrRecord(cudaStream_t stream, std::function<void()> work) {

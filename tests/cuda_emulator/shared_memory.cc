@@ -47,20 +47,23 @@ struct Mbarrier final {
 };
 static_assert(sizeof(Mbarrier) == sizeof(uint64_t));
 
+// Of a block.
 struct Shared final {
+  std::byte* arena = nullptr;  // dynamic memory, up to arena_end
+  std::byte* arena_end = nullptr;
   size_t dynamic_bytes = 0;
   ThreadCopies threads[kThreadsMax];
   std::vector<Copy> bulk;
-  uint32_t turn = 0;
 };
-Shared& shared = *new Shared();
+Shared* const of_ranks = new Shared[kClusterMax];
+Shared* shared = of_ranks;  // of the block that runs
+uint32_t turn = 0;
 
 // Dynamic shared memory ends at a page that nobody may touch. Near the static variables: addresses
 // of shared memory have 32 bits.
-alignas(kGuardBytes) std::byte
-    arena_room[(kSharedBytesMax + kGuardBytes - 1) / kGuardBytes * kGuardBytes + kGuardBytes];
-std::byte* const arena_end = arena_room + sizeof(arena_room) - kGuardBytes;
-std::byte* arena = arena_end;  // of this launch
+constexpr size_t kRoomBytes =
+    (kSharedBytesMax + kGuardBytes - 1) / kGuardBytes * kGuardBytes + kGuardBytes;
+alignas(kGuardBytes) std::byte arena_rooms[kClusterMax][kRoomBytes];
 
 // The sections of static shared variables (shadow/cuda_runtime.h), from the program's own headers.
 std::vector<std::span<std::byte>> FindStatics() {
@@ -89,8 +92,8 @@ std::vector<std::span<std::byte>> FindStatics() {
 
 // Both happen on a device: a copy that is early, and one that is late.
 bool Late() {
-  shared.turn = shared.turn * 1664525u + 1013904223u;
-  return (shared.turn >> 16 & 1) != 0;
+  turn = turn * 1664525u + 1013904223u;
+  return (turn >> 16 & 1) != 0;
 }
 
 Mbarrier& At(uint64_t* word) {
@@ -114,40 +117,48 @@ void Finish(const Copy& copy) {
 
 }  // namespace
 
-void ResetShared(size_t dynamic_bytes, int threads) {
-  static const bool guarded = (GuardPage(arena_end), true);
-  static_cast<void>(guarded);
-  shared.dynamic_bytes = dynamic_bytes;
-  arena = arena_end - (dynamic_bytes + 15) / 16 * 16;
+void ResetShared(int rank, size_t dynamic_bytes, int threads) {
+  SelectShared(rank);
+  if (shared->arena_end == nullptr) {
+    shared->arena_end = arena_rooms[rank] + kRoomBytes - kGuardBytes;
+    GuardPage(shared->arena_end);
+  }
+  shared->dynamic_bytes = dynamic_bytes;
+  shared->arena = shared->arena_end - (dynamic_bytes + 15) / 16 * 16;
   static const auto& statics = *new auto(FindStatics());
   for (const auto& variables : statics) {
     std::memset(variables.data(), kFill, variables.size());
   }
-  std::memset(arena, kFill, dynamic_bytes);
+  std::memset(shared->arena, kFill, dynamic_bytes);
   for (int i = 0; i < threads; ++i) {
-    shared.threads[i].copies.clear();
-    shared.threads[i].group_ends.clear();
+    shared->threads[i].copies.clear();
+    shared->threads[i].group_ends.clear();
   }
-  shared.bulk.clear();
+  shared->bulk.clear();
 }
 
-void CheckShared() {
-  if (!shared.bulk.empty()) Fail("ended before %zu bulk copies were done", shared.bulk.size());
+void SelectShared(int rank) { shared = of_ranks + rank; }
+
+void CheckShared(int rank) {
+  if (of_ranks[rank].bulk.empty()) return;
+  Fail("ended before %zu bulk copies were done", of_ranks[rank].bulk.size());
 }
 
-std::byte* DynamicShared() { return arena; }
+std::byte* SharedOf(int rank) { return of_ranks[rank].arena; }
+
+std::byte* DynamicShared() { return shared->arena; }
 uint32_t SharedAddressOf(const void* pointer) {
   return static_cast<uint32_t>(reinterpret_cast<uintptr_t>(pointer) -
-                               reinterpret_cast<uintptr_t>(arena));
+                               reinterpret_cast<uintptr_t>(shared->arena));
 }
 std::byte* SharedAt(uint32_t address, size_t bytes, size_t alignment) {
   if (address % alignment != 0) Fail("shared memory: %u is not aligned to %zu", address, alignment);
-  const auto room =
-      static_cast<size_t>(arena_end - arena);  // static variables lie behind the guard
-  if (address < room + kGuardBytes && address + bytes > shared.dynamic_bytes) {
-    Fail("shared memory: %zu bytes at %u of %zu", bytes, address, shared.dynamic_bytes);
+  // Static variables lie behind the guard.
+  const auto room = static_cast<size_t>(shared->arena_end - shared->arena);
+  if (address < room + kGuardBytes && address + bytes > shared->dynamic_bytes) {
+    Fail("shared memory: %zu bytes at %u of %zu", bytes, address, shared->dynamic_bytes);
   }
-  return arena + static_cast<int32_t>(address);  // static variables lie on either side
+  return shared->arena + static_cast<int32_t>(address);  // static variables lie on either side
 }
 
 void AsyncCopy(std::byte* to, const void* from, size_t bytes) {
@@ -156,17 +167,17 @@ void AsyncCopy(std::byte* to, const void* from, size_t bytes) {
   }
   const Copy copy{to, from, bytes, nullptr};
   if (Late()) {
-    shared.threads[RunningThread()].copies.push_back(copy);
+    shared->threads[RunningThread()].copies.push_back(copy);
   } else {
     Do(copy);
   }
 }
 void AsyncCopyCommitGroup() {
-  ThreadCopies& mine = shared.threads[RunningThread()];
+  ThreadCopies& mine = shared->threads[RunningThread()];
   mine.group_ends.push_back(mine.copies.size());
 }
 void AsyncCopyWaitGroups(int groups_left) {
-  ThreadCopies& mine = shared.threads[RunningThread()];
+  ThreadCopies& mine = shared->threads[RunningThread()];
   const size_t left = static_cast<size_t>(groups_left);
   if (mine.group_ends.size() <= left) return;
   const size_t groups = mine.group_ends.size() - left;
@@ -178,7 +189,7 @@ void AsyncCopyWaitGroups(int groups_left) {
   for (size_t& end : mine.group_ends) end -= static_cast<size_t>(done);
 }
 void AsyncCopyFinish() {
-  ThreadCopies& mine = shared.threads[RunningThread()];
+  ThreadCopies& mine = shared->threads[RunningThread()];
   std::for_each(mine.copies.begin(), mine.copies.end(), Do);
   mine.copies.clear();
   for (size_t& end : mine.group_ends) end = 0;
@@ -190,7 +201,7 @@ void BulkCopy(std::byte* to, const void* from, size_t bytes, uint64_t* barrier) 
   }
   const Copy copy{to, from, bytes, barrier};
   if (Late()) {
-    shared.bulk.push_back(copy);
+    shared->bulk.push_back(copy);
   } else {
     Finish(copy);
   }
@@ -212,13 +223,13 @@ void MbarrierArrive(uint64_t* word, uint32_t expected_bytes) {
   CompletePhase(barrier);
 }
 bool MbarrierTest(uint64_t* word, uint32_t parity) {
-  for (size_t i = 0; i < shared.bulk.size();) {
-    if (shared.bulk[i].barrier != word) {
+  for (size_t i = 0; i < shared->bulk.size();) {
+    if (shared->bulk[i].barrier != word) {
       ++i;
       continue;
     }
-    const Copy copy = shared.bulk[i];
-    shared.bulk.erase(shared.bulk.begin() + static_cast<std::ptrdiff_t>(i));
+    const Copy copy = shared->bulk[i];
+    shared->bulk.erase(shared->bulk.begin() + static_cast<std::ptrdiff_t>(i));
     Finish(copy);
   }
   if (At(word).phase != parity) return true;

@@ -5,10 +5,15 @@
 
 namespace cuda_emulator {
 
-// Fills it with NaN and forgets copies of the block before.
-void ResetShared(size_t dynamic_bytes, int threads);
+// That of the blocks of a cluster, by rank. Fills it with NaN and forgets copies of the block
+// before.
+void ResetShared(int rank, size_t dynamic_bytes, int threads);
+// Goes on with that of this block.
+void SelectShared(int rank);
 // At the end of a block: nothing was written behind the dynamic memory, no copy is under way.
-void CheckShared();
+void CheckShared(int rank);
+// Where the dynamic memory of that block begins.
+std::byte* SharedOf(int rank);
 int RunningThread();
 
 }  // namespace cuda_emulator

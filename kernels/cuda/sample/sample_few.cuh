@@ -20,7 +20,10 @@ __device__ __forceinline__ int ListFew(const Domain& domain) {
   __syncthreads();
   const int gathered = s.gathered;
   const auto* const tokens = RowPart::At<Gathered>(s.part.gathered_at);
-  if (gathered > s.part.gathered_max) return 0;
+  if (gathered > s.part.gathered_max) {
+    __syncthreads();  // whoever gathers next starts anew
+    return 0;
+  }
 #pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < gathered; i += kSampleThreads) {
     const Gathered token = tokens[i];

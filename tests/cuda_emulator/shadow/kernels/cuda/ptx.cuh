@@ -89,14 +89,17 @@ inline void SharedStoreIf(bool does, void* to, float first, int second) {
   std::memcpy(static_cast<char*>(to) + sizeof first, &second, sizeof second);
 }
 
-// ---- clusters: every block is one ----
+// ---- clusters ----
 
-inline uint32_t ClusterRank() { return 0; }
-inline uint32_t ClusterSize() { return 1; }
-inline void ClusterArrive() {}
-inline void ClusterArriveRelaxed() {}
-inline void ClusterWait() { __syncthreads(); }
-inline uint64_t ClusterMap(uint64_t address, uint32_t /*rank*/) { return address; }
+inline uint32_t ClusterRank() { return static_cast<uint32_t>(cuda_emulator::ClusterRank()); }
+inline uint32_t ClusterSize() { return static_cast<uint32_t>(cuda_emulator::ClusterSize()); }
+inline void ClusterArrive() { cuda_emulator::ClusterArrive(); }
+inline void ClusterArriveRelaxed() { cuda_emulator::ClusterArrive(); }
+inline void ClusterWait() { cuda_emulator::ClusterWait(); }
+inline uint64_t ClusterMap(uint64_t address, uint32_t rank) {
+  return reinterpret_cast<uint64_t>(
+      cuda_emulator::ClusterAt(reinterpret_cast<void*>(address), rank));
+}
 
 // ---- named barriers and registers ----
 
