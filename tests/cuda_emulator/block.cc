@@ -254,7 +254,7 @@ void StartThreads(Block& block) {
   if (block.size % kLanes != 0) {
     block.warps[block.size / kLanes].ended = ~0u << (block.size % kLanes);
   }
-  // Code that leans on an order shows it: every other block from its last thread on, every third
+  // Code that leans on an order shows it: every other block from its last thread on, every eighth
   // run in an order of its own.
   const bool backwards = ((block.index.x + block.index.y + block.index.z) & 1) != 0;
   for (int i = 0; i < block.size; ++i) {
@@ -279,7 +279,7 @@ void RunCluster() {
   cluster.live = 0;
   cluster.arrived = 0;
   state.first_ready = nullptr;
-  state.shuffles = ++state.runs % 3 == 0;
+  state.shuffles = ++state.runs % 8 == 0;
   for (int rank = 0; rank < cluster.size; ++rank) {
     auto& block = cluster.blocks[rank];
     if (block == nullptr) block = std::make_unique<Block>();
