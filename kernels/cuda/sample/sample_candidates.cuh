@@ -22,12 +22,14 @@ struct CandidateScratch final {
 // The guess: where a top_p would cut a row of normal values with the mean and the spread of those
 // that the block has first, a chunk for each warp, and a little lower. e^x weighs normal values of
 // spread s as if their mean were s^2 higher, so that the cut is s - Q(top_p) spreads above the
-// mean, Q being the normal quantile. By all threads of a block, with `has` for those of a warp that
-// has a chunk. -inf where nothing can be said.
+// mean, Q being the normal quantile. Of a row with some tokens far in front, as a model's often
+// has, the cut is much higher: then what there is room for is enough. By all threads of a block,
+// with `has` for those of a warp that has a chunk. -inf where nothing can be said.
 __device__ __forceinline__ float CandidateFloor(const LaneChunk& x, bool has, float top_p,
                                                 float inverse, CandidateScratch& s) {
   constexpr float kQuantileOfLogit = 1.0f / 1.702f;  // the logistic curve as a normal one
   constexpr float kSpreadsMax = 2.0f;                // 2.3 % of normal values are above
+  constexpr float kSpreadsMin = 1.15f;               // 12.5 %: more would not fit
   constexpr float kMargin = 0.1f;                    // spreads
   constexpr float kErrors = 8.0f;                    // times 1 / sqrt(values): what these err by
   float sum = 0.0f;
@@ -57,7 +59,8 @@ __device__ __forceinline__ float CandidateFloor(const LaneChunk& x, bool has, fl
   const float spread = sqrtf(fmaxf(WarpSum(s.squares[from]) / values - mean * mean, 0.0f));
   const float quantile = __logf(top_p / (1.0f - top_p)) * kQuantileOfLogit;
   const float margin = kMargin + kErrors * rsqrtf(values / kTimes);
-  const float floor = mean + spread * (fminf(spread * inverse - quantile, kSpreadsMax) - margin);
+  const float cut = fminf(spread * inverse - quantile, kSpreadsMax) - margin;
+  const float floor = mean + spread * fmaxf(cut, kSpreadsMin);
   return isfinite(floor) ? floor : -INFINITY;
 }
 
