@@ -94,7 +94,6 @@ struct State final {
   void* scheduler = nullptr;  // its stack pointer
   int64_t idle_yields = 0;
   uint32_t runs = 0;      // of clusters
-  uint32_t turn = 0;      // of random numbers
   bool shuffles = false;  // some threads get ahead of others that are ready
   bool dying = false;     // threads that are resumed tell where they wait
 };
@@ -109,13 +108,8 @@ void Enter(Thread* thread) {
   SelectShared(thread->block->rank);
 }
 
-// One of four.
-bool GetsAhead() {
-  state.turn = state.turn * 1664525u + 1013904223u;
-  return (state.turn >> 16 & 3) == 0;
-}
 void MakeReady(Thread* thread) {
-  if (state.shuffles && state.first_ready != nullptr && GetsAhead()) {
+  if (state.shuffles && state.first_ready != nullptr && Random(4) == 0) {
     thread->next = state.first_ready;
     state.first_ready = thread;
     return;
@@ -327,6 +321,12 @@ void RunGrid(const LaunchShape& shape, const std::function<void()>& body) {
       }
     }
   }
+}
+
+uint32_t Random(uint32_t count) {
+  static uint32_t turn = 0;
+  turn = turn * 1664525u + 1013904223u;
+  return (turn >> 16) % count;
 }
 
 int RunningThread() { return state.running->id; }

@@ -41,6 +41,9 @@ void RunGrid(const LaunchShape& shape, const std::function<void()>& body);
 // Ends the process; names the kernel, the block and the thread.
 [[noreturn]] void Fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
+// The next of a sequence that is the same in every run of the program, below `count`.
+uint32_t Random(uint32_t count);
+
 // ---- what a thread may do ----
 
 enum class Vote { kAnd, kOr, kCount };

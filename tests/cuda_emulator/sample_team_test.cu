@@ -2,9 +2,12 @@
 // The emulated device is an sm_80, so this is the only place where teams run without a GPU.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "kernels/cuda/ops.h"

@@ -57,7 +57,6 @@ struct Shared final {
 };
 Shared* const of_ranks = new Shared[kClusterMax];
 Shared* shared = of_ranks;  // of the block that runs
-uint32_t turn = 0;
 
 // Dynamic shared memory ends at a page that nobody may touch. Near the static variables: addresses
 // of shared memory have 32 bits.
@@ -91,10 +90,7 @@ std::vector<std::span<std::byte>> FindStatics() {
 }
 
 // Both happen on a device: a copy that is early, and one that is late.
-bool Late() {
-  turn = turn * 1664525u + 1013904223u;
-  return (turn >> 16 & 1) != 0;
-}
+bool Late() { return Random(2) != 0; }
 
 Mbarrier& At(uint64_t* word) {
   if (reinterpret_cast<uintptr_t>(word) % 8 != 0) Fail("mbarrier: not aligned to 8 bytes");

@@ -19,7 +19,7 @@ namespace lacuna::kernels::cuda {
 
 constexpr int kLikelyBins = 2 * kSampleThreads;
 
-struct LikelyScratch final {
+struct alignas(16) LikelyScratch final {
   SelectScratch select;
   uint32_t bins[kLikelyBins + 32];  // behind: for what is in none, a lane each
   uint64_t masses[kSampleWarps];
@@ -32,10 +32,13 @@ struct LikelyScratch final {
   int first_more[kSampleThreads];  // of each chunk, among those behind the first kCandidates
   int count[kSampleThreads];       // of each chunk
   float greatest[kSampleThreads];
-  alignas(16) Gathered tokens[2];  // SampleParams::likely_max: [all, kCandidates], then the others
 };
 __device__ inline LikelyScratch& SharedLikely() {
   return *reinterpret_cast<LikelyScratch*>(SharedMemory());
+}
+// Behind it, SampleParams::likely_max: [all, kCandidates], then the others.
+__device__ inline Gathered* LikelyTokens() {
+  return reinterpret_cast<Gathered*>(SharedMemory() + sizeof(LikelyScratch));
 }
 
 class LikelyChoice final {
@@ -100,12 +103,12 @@ class LikelyChoice final {
         BarrierInit(barrier, 1);
         FenceBarrierInit();
         BarrierArriveExpect(barrier, bytes);
-        BulkCopyToShared(SharedAddress(l.tokens), candidates.first, bytes, barrier);
+        BulkCopyToShared(SharedAddress(LikelyTokens()), candidates.first, bytes, barrier);
       }
     } else {
 #pragma unroll 4
       for (int i = static_cast<int>(threadIdx.x) * 2; i < count; i += 2 * kSampleThreads) {
-        AsyncCopy16(SharedAddress(l.tokens + i), candidates.first + i);
+        AsyncCopy16(SharedAddress(LikelyTokens() + i), candidates.first + i);
       }
     }
   }
@@ -118,7 +121,7 @@ class LikelyChoice final {
   // Those of the lanes' chunks behind the first kCandidates, `more` of each, to `first` on.
   __device__ __forceinline__ void CopyMore(const CandidateRow& candidates, int first,
                                            int more) const {
-    Gathered* const tokens = SharedLikely().tokens;
+    Gathered* const tokens = LikelyTokens();
 #pragma unroll 1
     for (uint32_t lanes = __ballot_sync(~0u, more > 0); lanes != 0; lanes &= lanes - 1) {
       const int lane = __ffs(static_cast<int>(lanes)) - 1;
@@ -186,7 +189,7 @@ class LikelyChoice final {
   template <typename F>
   __device__ __forceinline__ void ForMine(const F& f) const {
     constexpr int kBatch = 4;
-    const Gathered* const tokens = SharedLikely().tokens + LaneIndex();
+    const Gathered* const tokens = LikelyTokens() + LaneIndex();
     const int end = min(ChunkOf(WarpIndex() + 1, 0), p_.all);
 #pragma unroll 1
     for (int chunk = ChunkOf(WarpIndex(), 0); chunk < end; chunk += kBatch) {
@@ -326,8 +329,8 @@ class LikelyChoice final {
   }
   __device__ static Gathered Token(int chunk, int i) {
     const LikelyScratch& l = SharedLikely();
-    return l.tokens[i < kCandidates ? chunk * kCandidates + i
-                                    : l.first_more[chunk] + (i - kCandidates)];
+    return LikelyTokens()[i < kCandidates ? chunk * kCandidates + i
+                                          : l.first_more[chunk] + (i - kCandidates)];
   }
   // The kept masses of that warp's chunks.
   __device__ __forceinline__ void WeighChunks(const Domain& domain, int warp, uint64_t last) const {

@@ -38,8 +38,7 @@ struct SampleParams final {
   const uint32_t* mask;
   SampleResult* results;
   int32_t* tokens;
-  float* changed;  // [rows, changed_stride]: rows with edits or a mask; of others the Candidates,
-                   // each chunk's in its place
+  float* changed;     // [rows, changed_stride]: rows with edits or a mask; of others a CandidateRow
   ChunkStats* stats;  // [rows, all]
   float* tails;       // [rows, kChunk]: the last chunk of each row, when it is not whole
   int64_t logits_stride;

@@ -31,8 +31,9 @@ class ChunkMeasure final {
       const RowPlan plan(row, p_);
       changes = changes || plan.changes;
       if (plan.changes) return Skip(end);
-      if (!plan.leaves) [[likely]]
+      if (!plan.leaves) [[likely]] {
         return Measure(plan, end);
+      }
       MeasureAndLeave(plan, row.top_p, end);
     });
     if (!changes) return;

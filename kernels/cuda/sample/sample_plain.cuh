@@ -105,7 +105,7 @@ class PlainChoice final {
     Scratch& s = Shared();
     const int first = static_cast<int>(threadIdx.x) * 4;
     const bool here = first < kChunk;
-    float values[4];
+    float values[4] = {};
     uint64_t mass[4] = {};
     if (here) LoadNeighbours(picked.chunk, first, values);
 #pragma unroll
