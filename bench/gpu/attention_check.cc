@@ -516,6 +516,12 @@ int Main(int stride) {
   const PrefillFunction plain = [&](const AttendPrefillArgs& args) {
     return kernels::cuda::AttendPrefillSm80(args, older, nullptr);
   };
+  // With the shared memory of a GeForce.
+  auto geforce = older;
+  geforce.shared_bytes_max = 99 << 10;
+  const PrefillFunction tight = [&](const AttendPrefillArgs& args) {
+    return kernels::cuda::AttendPrefillSm80(args, geforce, nullptr);
+  };
   const PrefillFunction bulk = [&](const AttendPrefillArgs& args) {
     return kernels::cuda::AttendPrefillSm80(args, traits, nullptr);
   };
@@ -528,6 +534,9 @@ int Main(int stride) {
     failures += CheckFunction(world, c, references, "simple", simple) ? 0 : 1;
     if (c.dtype == DType::kF32 || c.scale < 0.0f || c.head_dim == 48 || c.masks) continue;
     failures += CheckFunction(world, c, references, "sm80", plain) ? 0 : 1;
+    if (c.head_dim == 256) {
+      failures += CheckFunction(world, c, references, "tight", tight) ? 0 : 1;
+    }
     if (traits.major >= 9) failures += CheckFunction(world, c, references, "bulk", bulk) ? 0 : 1;
   }
   std::printf("%d failed\n", failures);

@@ -23,6 +23,7 @@ namespace {
 
 using kernels::AttendDecodeArgs;
 using kernels::cuda::DecodeWorkspaceBytes;
+using kernels::cuda::DeviceTraits;
 
 struct Case final {
   std::string name;
@@ -44,6 +45,7 @@ struct Case final {
   float softcap = 0.0f;
   bool sink_logits = false;
   float q_scale = 2.0f;
+  bool geforce = false;  // blocks have its shared memory
 };
 
 uint16_t ToBits(float value, DType dtype) {
@@ -245,12 +247,18 @@ std::vector<double> World::Reference() const {
   return out;
 }
 
+DeviceTraits TraitsFor(const Case& test) {
+  DeviceTraits traits = TraitsOfDevice();
+  if (test.geforce) traits.shared_bytes_max = 99 << 10;
+  return traits;
+}
+
 // The world on the device, and the op on it.
 class OnDevice final {
  public:
   explicit OnDevice(const World& world)
       : world_(world),
-        traits_(TraitsOfDevice()),
+        traits_(TraitsFor(world.test_)),
         pool_(world.pool_),
         q_(world.q_),
         out_(world.q_.size()),
@@ -343,7 +351,7 @@ class OnDevice final {
   }
 
   const World& world_;
-  const kernels::cuda::DeviceTraits traits_;
+  const DeviceTraits traits_;
   DeviceVector<uint16_t> pool_, q_, out_;
   DeviceVector<float> lse_, sinks_;
   DeviceVector<int32_t> positions_, pages_, logical_;
@@ -551,6 +559,13 @@ std::vector<Case> Cases() {
   cases.push_back({.name = "many rows, shared lists", .lengths = many, .head_dim = 64});
   cases.push_back({.name = "8b shape", .lengths = {4096, 300, 9000}, .q_heads = 32, .kv_heads = 8});
   cases.push_back({.name = "only padding", .lengths = {0, 0, 0}});
+  for (size_t i = 0, end = cases.size(); i < end; ++i) {
+    if (cases[i].head_dim != 256) continue;
+    Case geforce = cases[i];
+    geforce.name += " on a GeForce";
+    geforce.geforce = true;
+    cases.push_back(geforce);
+  }
   return cases;
 }
 

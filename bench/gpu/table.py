@@ -67,9 +67,10 @@ class Table:
                      1e3 * low, 1e3 * high)
         for path, name, queries, keys, dim, page, ms, low, high, rate in matches(
                 log(self.folder, "prefill_sm80"),
-                rf"^prefill_(\w+) (.*?)\s+q\s+(\d+) k\s+(\d+) d\s+(\d+) page (\d+):\s+{NUMBER} ms "
+                rf"^prefill_(\w+)\s+(.*?)\s+q\s+(\d+) k\s+(\d+) d\s+(\d+) page (\d+):\s+{NUMBER} ms "
                 rf"{SPAN}\s+{NUMBER} TFLOP"):
-            kernel = "prefill (mma.sync, " + ("cp.async)" if path == "sm80" else "bulk copies)")
+            ways = {"sm80": "cp.async", "geforce": "cp.async, 99 KB", "bulk": "bulk copies"}
+            kernel = f"prefill (mma.sync, {ways[path]})"
             shape = f"{name}, {queries:.0f} x {keys:.0f}, D={dim:.0f}, page {page:.0f}"
             other = "FlexAttention" if "blocks" in name else "FlashAttention-2"
             other = peer(other, keys) if dim == 128 and "window" not in name else None

@@ -18,9 +18,17 @@ namespace {
 constexpr int kMajor = 8;
 constexpr int kMinor = 0;
 constexpr int kMultiprocessors = 4;
-constexpr size_t kSharedBytesOptIn = 163 << 10;
 constexpr size_t kSharedBytesDefault = 48 << 10;
-static_assert(kSharedBytesOptIn <= kSharedBytesMax);
+static_assert((163 << 10) <= kSharedBytesMax);
+
+// Of a block. LACUNA_EMULATED_SHARED_KIB=99 makes it that of a GeForce.
+size_t SharedBytesOptIn() {
+  static const size_t bytes = [] {
+    const char* const kib = std::getenv("LACUNA_EMULATED_SHARED_KIB");
+    return static_cast<size_t>(kib == nullptr ? 163 : std::atoi(kib)) << 10;
+  }();
+  return bytes;
+}
 
 using Work = std::vector<std::function<void()>>;
 
@@ -152,7 +160,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   properties->major = cuda_emulator::kMajor;
   properties->minor = cuda_emulator::kMinor;
   properties->multiProcessorCount = cuda_emulator::kMultiprocessors;
-  properties->sharedMemPerBlockOptin = cuda_emulator::kSharedBytesOptIn;
+  properties->sharedMemPerBlockOptin = cuda_emulator::SharedBytesOptIn();
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
@@ -161,7 +169,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
       *value = cuda_emulator::kMultiprocessors;
       return cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-      *value = static_cast<int>(cuda_emulator::kSharedBytesOptIn);
+      *value = static_cast<int>(cuda_emulator::SharedBytesOptIn());
       return cudaSuccess;
     case cudaDevAttrComputeCapabilityMajor:
       *value = cuda_emulator::kMajor;
@@ -192,7 +200,7 @@ const char* cudaGetErrorString(cudaError_t error) {
 
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
-  if (value < 0 || static_cast<size_t>(value) > cuda_emulator::kSharedBytesOptIn) {
+  if (value < 0 || static_cast<size_t>(value) > cuda_emulator::SharedBytesOptIn()) {
     return cudaErrorInvalidValue;
   }
   cuda_emulator::SharedLimits()[kernel] = static_cast<size_t>(value);

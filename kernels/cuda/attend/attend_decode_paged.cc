@@ -17,7 +17,8 @@ int64_t CountersBytes(int64_t rows, int64_t q_heads) {
 // By default; two for the range of each block, see SlotOf.
 int64_t RangeSlots(int64_t blocks) { return 2 * blocks; }
 
-// As many blocks per multiprocessor as get a ring of at least two stages.
+// As many blocks per multiprocessor as get a ring of at least two stages, or one with what there
+// is: a single stage is copied, then read, by turns (head_dim 256 on the 99 KB of a GeForce).
 DecodeLaunch ShapeLaunch(const DeviceTraits& traits, int head_dim, int tile_heads,
                          int* ring_stages) {
   constexpr int64_t kReserved = 1024;  // by the system, per block
@@ -25,13 +26,13 @@ DecodeLaunch ShapeLaunch(const DeviceTraits& traits, int head_dim, int tile_head
   const int64_t stage = DecodeStageBytes(head_dim, tile_heads);
   int blocks = DecodeBlocksPerSm(head_dim, DecodeWarps(tile_heads));
   int64_t stages = 0;
-  for (; blocks > 0; --blocks) {
+  for (;; --blocks) {
     stages = (per_sm / blocks - kReserved - kDecodeSharedBytes) / stage;
-    if (stages >= 2) break;
+    if (stages >= 2 || blocks == 1) break;
   }
   *ring_stages = static_cast<int>(std::min<int64_t>(stages, kRingStagesMax));
   DecodeLaunch launch;
-  launch.blocks = traits.sm_count * std::max(blocks, 1);
+  launch.blocks = traits.sm_count * blocks;
   launch.shared_bytes = static_cast<size_t>(*ring_stages * stage);
   return launch;
 }
@@ -104,7 +105,7 @@ Status AttendDecodePaged(const AttendDecodeArgs& args, const DeviceTraits& trait
   DecodeParams params = ParamsOf(args);
   const int head_dim = static_cast<int>(args.pool.head_dim);
   const DecodeLaunch launch = ShapeLaunch(traits, head_dim, params.tile_heads, &params.ring_stages);
-  if (params.ring_stages < 2) {
+  if (params.ring_stages < 1) {
     return InvalidArgument("AttendDecode: too little shared memory for this head_dim");
   }
   const int64_t units = int64_t{params.rows} * params.kv_heads * params.tiles;

@@ -11,9 +11,9 @@ namespace lacuna::kernels::cuda {
 namespace sm80 {
 
 // Queries of the block; rows outside the chunk become zeros.
-template <typename T, int kDim>
+template <typename T, typename Tile>
 __device__ void CopyQueries(const PrefillParams& p, const T* q, int rows, uint32_t to) {
-  using Tile = Tiling<kDim>;
+  constexpr int kDim = Tile::kDim;
   constexpr int kChunks = kDim / 8;
   for (int piece = static_cast<int>(threadIdx.x); piece < Tile::kRows * kChunks;
        piece += Tile::kThreads) {
@@ -26,11 +26,11 @@ __device__ void CopyQueries(const PrefillParams& p, const T* q, int rows, uint32
 }
 
 // Divides by the sums and writes the warp's rows, through its own part of the memory of Q.
-template <typename T, int kDim>
+template <typename T, typename Tile>
 __device__ void Finish(const PrefillParams& p, int64_t first_row, int rows, int warp, int head,
-                       const Running<Tiling<kDim>::kMmaRows>& running,
-                       const float (&out)[Tiling<kDim>::kMmaRows][kDim / 8][4], T* stage) {
-  using Tile = Tiling<kDim>;
+                       const Running<Tile::kMmaRows>& running,
+                       const float (&out)[Tile::kMmaRows][Tile::kDim / 8][4], T* stage) {
+  constexpr int kDim = Tile::kDim;
   const int lane = static_cast<int>(threadIdx.x) & 31;
   const int warp_row = warp * Tile::kWarpRows;
 #pragma unroll
@@ -75,28 +75,29 @@ __device__ void Finish(const PrefillParams& p, int64_t first_row, int rows, int 
 
 // What a block computes, from its indices: heads run fastest, and late rows first, since with a
 // causal mask they have the most keys.
+template <typename Tile>
 __device__ inline PlanRows RowsOfBlock(const PrefillParams& p, const ChunkTable::Entry& entry,
                                        int tile, int head) {
   PlanRows rows;
-  const int query = tile * 128;
+  const int query = tile * Tile::kRows;
   rows.first_position = entry.chunk.first_position + query;
-  rows.rows = min(128, entry.chunk.rows - query);
+  rows.rows = min(Tile::kRows, entry.chunk.rows - query);
   rows.list_begin = p.lists.begins[entry.index];
   rows.list_end = p.lists.ends[entry.index];
   if (p.ranges.begins == nullptr) return rows;
   constexpr int kQueries = KeyRanges::kQueryTileTokens;
   const int64_t tiles = (entry.chunk.rows - 1) / kQueries + 1;
   const int64_t list = p.ranges.chunk_offsets[entry.index] + head * tiles + query / kQueries;
-  for (int half = 0; half < 2 && half * kQueries < rows.rows; ++half) {
+  for (int half = 0; half < Tile::kRows / kQueries && half * kQueries < rows.rows; ++half) {
     rows.range_first[half] = p.ranges.begins[list + half];
     rows.range_end[half] = p.ranges.ends[list + half];
   }
   return rows;
 }
 
-template <typename T, int kDim, bool kBulk>
+template <typename T, typename Tile>
 __device__ __forceinline__ void PrefillBlock(const PrefillParams& p) {
-  using Tile = Tiling<kDim, kBulk>;
+  constexpr int kDim = Tile::kDim;
   LACUNA_DYNAMIC_SHARED(1024, std::byte, shared);
   const uint32_t q_at = SharedAddress(shared);
   auto* storage = reinterpret_cast<PlanStorage*>(shared + Tile::kPlanAt);
@@ -111,13 +112,13 @@ __device__ __forceinline__ void PrefillBlock(const PrefillParams& p) {
   const int rows = min(Tile::kRows, entry.chunk.rows - tile * Tile::kRows);
 
   PrefillPlan plan(p.lists, p.ranges, p.page_tokens, storage);
-  CopyQueries<T, kDim>(p, static_cast<const T*>(p.q) + first_row * p.q_row + int64_t{head} * kDim,
+  CopyQueries<T, Tile>(p, static_cast<const T*>(p.q) + first_row * p.q_row + int64_t{head} * kDim,
                        rows, q_at);
   AsyncCopyCommit();
-  TileRing<kDim, kBulk> ring(p, plan, head / p.group, q_at);
+  TileRing<Tile> ring(p, plan, head / p.group, q_at);
   if (threadIdx.x == 0) {
     plan.Begin(
-        RowsOfBlock(p, entry, tile, head),
+        RowsOfBlock<Tile>(p, entry, tile, head),
         p.shapes == nullptr ? p.params.shape : p.shapes[entry.index * p.kv_heads + head / p.group]);
     ring.InitBarriers();
   }
@@ -154,7 +155,7 @@ __device__ __forceinline__ void PrefillBlock(const PrefillParams& p) {
       TileScores<Tile::kMmaRows> scores;
       const uint32_t keys = ring.Keys(index, tiles);
       if (kind != TileKind::kSkip) {
-        Scores<T, kDim>(q_at, warp_row, keys, scores);
+        Scores<T, Tile>(q_at, warp_row, keys, scores);
         if (p.params.softcap > 0.0f) CapScores(p.params, scores);
         if (kind == TileKind::kMasked) {
           Mask(warp_rows, first_key, groups, shape, scores);
@@ -164,21 +165,21 @@ __device__ __forceinline__ void PrefillBlock(const PrefillParams& p) {
         Rescale(keep, out);
       }
       const uint32_t values = ring.Values(index, tiles);
-      if (kind != TileKind::kSkip) AddValues<T, kDim>(values, scores, out);
+      if (kind != TileKind::kSkip) AddValues<T, Tile>(values, scores, out);
     }
   }
   AsyncCopyWait<0>();
   __syncthreads();
-  Finish<T, kDim>(p, first_row, rows, warp, head, running, out, reinterpret_cast<T*>(shared));
+  Finish<T, Tile>(p, first_row, rows, warp, head, running, out, reinterpret_cast<T*>(shared));
 }
 
-template <typename T, int kDim, bool kBulk>
-__global__ void __launch_bounds__(Tiling<kDim>::kThreads, Tiling<kDim>::kBlocksPerSm)
+template <typename T, typename Tile>
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm)
     PrefillKernel(const __grid_constant__ PrefillParams p) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-  if constexpr (!kBulk) PrefillBlock<T, kDim, kBulk>(p);
+  if constexpr (!Tile::kBulk) PrefillBlock<T, Tile>(p);
 #else
-  PrefillBlock<T, kDim, kBulk>(p);
+  PrefillBlock<T, Tile>(p);
 #endif
 }
 
@@ -186,37 +187,50 @@ __global__ void __launch_bounds__(Tiling<kDim>::kThreads, Tiling<kDim>::kBlocksP
 
 namespace {
 
+using sm80::Copies;
 using sm80::PrefillParams;
 using sm80::Tiling;
 
-template <typename T, int kDim, bool kBulk>
+template <typename T, typename Tile>
 Status Run(const PrefillParams& params, int q_heads, cudaStream_t stream) {
-  constexpr int kShared = Tiling<kDim, kBulk>::kSharedBytes;
-  const auto kernel = sm80::PrefillKernel<T, kDim, kBulk>;
+  constexpr int kShared = Tile::kSharedBytes;
+  const auto kernel = sm80::PrefillKernel<T, Tile>;
   LACUNA_CUDA_RETURN_IF_ERROR(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared));
   const dim3 grid(static_cast<unsigned>(q_heads), static_cast<unsigned>(params.table.tiles));
-  return Launch(kernel, grid, dim3(Tiling<kDim>::kThreads), kShared, stream, params);
+  return Launch(kernel, grid, dim3(Tile::kThreads), kShared, stream, params);
 }
 
-// Calls `visit` with the head size as a template argument, if it is one of ours.
+template <int kDim, typename Visit>
+Status VisitTilingOf(const DeviceTraits& traits, const Visit& visit) {
+  constexpr Tiling<kDim, Copies::kBulk> kBulk;
+  constexpr Tiling<kDim, Copies::kAsync> kAsync;
+  if (traits.major >= 9 && kBulk.kSharedBytes <= traits.shared_bytes_max) return visit(kBulk);
+  if (kAsync.kSharedBytes <= traits.shared_bytes_max) return visit(kAsync);
+  if constexpr (kDim == 256) {
+    constexpr Tiling<kDim, Copies::kTight> kTight;
+    if (kTight.kSharedBytes <= traits.shared_bytes_max) return visit(kTight);
+  }
+  return InvalidArgument("attention with mma.sync: not enough shared memory");
+}
+// visit(the Tiling for the head size on this device), if there is one.
 template <typename Visit>
-Status VisitHeadDim(int64_t head_dim, const Visit& visit) {
+Status VisitTiling(int64_t head_dim, const DeviceTraits& traits, const Visit& visit) {
   switch (head_dim) {
     case 16:
-      return visit.template operator()<16>();
+      return VisitTilingOf<16>(traits, visit);
     case 32:
-      return visit.template operator()<32>();
+      return VisitTilingOf<32>(traits, visit);
     case 64:
-      return visit.template operator()<64>();
+      return VisitTilingOf<64>(traits, visit);
     case 80:
-      return visit.template operator()<80>();
+      return VisitTilingOf<80>(traits, visit);
     case 96:
-      return visit.template operator()<96>();
+      return VisitTilingOf<96>(traits, visit);
     case 128:
-      return visit.template operator()<128>();
+      return VisitTilingOf<128>(traits, visit);
     case 256:
-      return visit.template operator()<256>();
+      return VisitTilingOf<256>(traits, visit);
     default:
       return InvalidArgument("attention with mma.sync: no kernel for this head_dim");
   }
@@ -255,12 +269,8 @@ PrefillParams MakeParams(const AttendPrefillArgs& args) {
 
 bool ServesSm80(const AttendPrefillArgs& args, const DeviceTraits& traits) {
   const KvPool& pool = args.pool;
-  const Status fits = VisitHeadDim(pool.head_dim, [&]<int kDim>() -> Status {
-    const int need =
-        traits.major >= 9 ? Tiling<kDim, true>::kSharedBytes : Tiling<kDim>::kSharedBytes;
-    if (need <= traits.shared_bytes_max) return OkStatus();
-    return InvalidArgument("attention with mma.sync: not enough shared memory");
-  });
+  const Status fits =
+      VisitTiling(pool.head_dim, traits, [](auto /*tiling*/) { return OkStatus(); });
   return traits.major >= 8 && fits.ok() &&
          (pool.dtype == DType::kBF16 || pool.dtype == DType::kF16) &&
          (pool.page_tokens == 16 || pool.page_tokens == 64) && args.params.scale > 0.0f &&
@@ -272,20 +282,16 @@ Status AttendPrefillSm80(const AttendPrefillArgs& args, const DeviceTraits& trai
   if (!ServesSm80(args, traits)) return InternalError("AttendPrefillSm80: arguments not served");
   PrefillParams params = MakeParams(args);
   const int q_heads = static_cast<int>(args.q.dim(1));
-  for (size_t next = 0; next < args.chunks.size();) {
-    next = params.table.Fill(args.chunks, next, Tiling<128>::kRows);
-    if (params.table.count == 0) break;
-    LACUNA_RETURN_IF_ERROR(VisitHeadDim(args.pool.head_dim, [&]<int kDim>() -> Status {
-      const bool bulk = traits.major >= 9;
-      if (args.pool.dtype == DType::kF16) {
-        return bulk ? Run<__half, kDim, true>(params, q_heads, stream)
-                    : Run<__half, kDim, false>(params, q_heads, stream);
-      }
-      return bulk ? Run<__nv_bfloat16, kDim, true>(params, q_heads, stream)
-                  : Run<__nv_bfloat16, kDim, false>(params, q_heads, stream);
-    }));
-  }
-  return OkStatus();
+  return VisitTiling(args.pool.head_dim, traits, [&](auto tiling) -> Status {
+    using Tile = decltype(tiling);
+    const auto run = args.pool.dtype == DType::kF16 ? Run<__half, Tile> : Run<__nv_bfloat16, Tile>;
+    for (size_t next = 0; next < args.chunks.size();) {
+      next = params.table.Fill(args.chunks, next, Tile::kRows);
+      if (params.table.count == 0) break;
+      LACUNA_RETURN_IF_ERROR(run(params, q_heads, stream));
+    }
+    return OkStatus();
+  });
 }
 
 }  // namespace lacuna::kernels::cuda

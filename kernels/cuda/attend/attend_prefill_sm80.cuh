@@ -1,5 +1,5 @@
-// What the parts of attend_prefill_sm80.cu share: 128 query rows of one head a block, key tiles of
-// 64.
+// What the parts of attend_prefill_sm80.cu share: 128 query rows of one head a block, or 64, and
+// key tiles of 64.
 //
 // Shared memory holds Q and a ring of key and value tiles (K0 V0 K1 V1 ...), all in the column
 // stripes and the swizzle of kv_layout.cuh, so that cp.async moves slab bytes as they are and
@@ -35,18 +35,24 @@ struct PrefillParams final {
   ChunkTable table;
 };
 
-// kBulk: tiles come by bulk copies (sm_90 and newer) instead of cp.async by all threads.
-template <int kDim, bool kBulk = false>
+// How a block gets its tiles: by cp.async of all threads, by bulk copies (sm_90 and newer), or by
+// cp.async into as little as there can be, for the 99 KB that a block of a GeForce has.
+enum class Copies { kAsync, kBulk, kTight };
+
+template <int kHeadDim, Copies kCopies>
 struct Tiling final {
-  static constexpr int kRows = 128;
+  static constexpr int kDim = kHeadDim;
+  static constexpr bool kBulk = kCopies == Copies::kBulk;
+  static constexpr int kRows = kCopies == Copies::kTight ? 64 : 128;
   static constexpr int kWarpRows = kDim > 128 ? 16 : 32;
   static constexpr int kWarps = kRows / kWarpRows;
   static constexpr int kThreads = kWarps * 32;
   static constexpr int kBlocksPerSm = kDim > 128 ? 1 : 2;
   static constexpr int kMmaRows = kWarpRows / 16;
   // Four slots hold two whole tiles, and one barrier a tile is enough. With three, two blocks of
-  // D = 128 fit in the 164 KB of an A100.
-  static constexpr int kSlots = kBulk ? 4 : 3;
+  // D = 128 fit in the 164 KB of an A100. Two are the keys and the values, each of which come while
+  // the others are used.
+  static constexpr int kSlots = kBulk ? 4 : kCopies == Copies::kTight ? 2 : 3;
   static constexpr int kStripes = (kDim + kStripeColumns - 1) / kStripeColumns;
   static constexpr int kQBytes = kRows * kDim * 2;
   static constexpr int kSlotBytes = kKeyTile * kDim * 2;

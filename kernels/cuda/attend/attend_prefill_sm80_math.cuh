@@ -15,10 +15,10 @@ template <int kMmaRows>
 using TileScores = float[kMmaRows][kKeyColumns][4];
 
 // scores = Q K^T for the warp's rows and the keys of a tile.
-template <typename T, int kDim>
+template <typename T, typename Tile>
 __device__ __forceinline__ void Scores(uint32_t q, int warp_row, uint32_t k,
-                                       TileScores<Tiling<kDim>::kMmaRows>& scores) {
-  using Tile = Tiling<kDim>;
+                                       TileScores<Tile::kMmaRows>& scores) {
+  constexpr int kDim = Tile::kDim;
   const int lane = static_cast<int>(threadIdx.x) & 31;
   const int q_row = warp_row + (lane & 15);  // matrices 0, 1 of a load: the upper, lower 8 rows
   const int k_row = (lane & 7) + ((lane >> 4) << 3);
@@ -54,11 +54,10 @@ __device__ __forceinline__ void Scores(uint32_t q, int warp_row, uint32_t k,
 }
 
 // out += P V, P being the probabilities in `scores` rounded to T.
-template <typename T, int kDim>
-__device__ __forceinline__ void AddValues(uint32_t v,
-                                          const TileScores<Tiling<kDim>::kMmaRows>& scores,
-                                          float (&out)[Tiling<kDim>::kMmaRows][kDim / 8][4]) {
-  using Tile = Tiling<kDim>;
+template <typename T, typename Tile>
+__device__ __forceinline__ void AddValues(uint32_t v, const TileScores<Tile::kMmaRows>& scores,
+                                          float (&out)[Tile::kMmaRows][Tile::kDim / 8][4]) {
+  constexpr int kDim = Tile::kDim;
   const int lane = static_cast<int>(threadIdx.x) & 31;
 #pragma unroll
   for (int keys = 0; keys < kKeyTile / 16; ++keys) {

@@ -11,10 +11,9 @@ namespace lacuna::kernels::cuda::sm80 {
 
 // Copies the keys or the values of a tile, a page of 64, into a slot: its stripes as they are.
 // `data` is the K or V of the pool's first slab of this head.
-template <int kDim>
+template <typename Tile>
 __device__ __forceinline__ void CopyPage(const std::byte* data, int64_t page_bytes, int page,
                                          uint32_t slot) {
-  using Tile = Tiling<kDim>;
   const auto piece = static_cast<int>(threadIdx.x) * 16;
   const std::byte* from = data + page * page_bytes + piece;
   const uint32_t to = slot + static_cast<uint32_t>(piece);
@@ -25,14 +24,13 @@ __device__ __forceinline__ void CopyPage(const std::byte* data, int64_t page_byt
 }
 
 // The same from four pages of 16 keys, each a quarter of every stripe; zeros where there is none.
-template <int kDim>
+template <typename Tile>
 __device__ __forceinline__ void CopyPages(const std::byte* data, int64_t page_bytes,
                                           const int4& pages, uint32_t slot) {
-  using Tile = Tiling<kDim>;
   const auto thread = static_cast<int>(threadIdx.x);
 #pragma unroll
   for (int stripe = 0; stripe < Tile::kStripes; ++stripe) {
-    const int pieces = StripeWidth<kDim>(stripe * kStripeColumns) * 2;  // 16 bytes, of a page
+    const int pieces = StripeWidth<Tile::kDim>(stripe * kStripeColumns) * 2;  // 16 bytes, of a page
     const int stripe_at = stripe * kStripeColumns * 2;
 #pragma unroll
     for (int at = 0; at < kGroups * pieces; at += Tile::kThreads) {
@@ -50,11 +48,10 @@ __device__ __forceinline__ void CopyPages(const std::byte* data, int64_t page_by
 
 // Either of the above by bulk copies of one thread, announced to `barrier`. A page that is missing
 // is replaced by one that is there: its keys are masked, and its values must be numbers.
-template <int kDim>
+template <typename Tile>
 __device__ inline void CopyBulk(const std::byte* data, int64_t page_bytes, const PrefillPlan& plan,
                                 int index, uint32_t slot, uint32_t barrier) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  using Tile = Tiling<kDim, true>;
   BarrierArriveExpect(barrier, Tile::kSlotBytes);
   if (plan.single()) {
     BulkCopyToShared(slot, data + plan.Page(index) * page_bytes, Tile::kSlotBytes, barrier);
@@ -68,7 +65,7 @@ __device__ inline void CopyBulk(const std::byte* data, int64_t page_bytes, const
     const std::byte* page = data + (ids[group] < 0 ? some : ids[group]) * page_bytes;
 #pragma unroll
     for (int stripe = 0; stripe < Tile::kStripes; ++stripe) {
-      const int bytes = StripeWidth<kDim>(stripe * kStripeColumns) * kGroupKeys * 2;
+      const int bytes = StripeWidth<Tile::kDim>(stripe * kStripeColumns) * kGroupKeys * 2;
       const int stripe_at = stripe * kStripeColumns * 2;
       BulkCopyToShared(slot + static_cast<uint32_t>(stripe_at * kKeyTile + group * bytes),
                        page + stripe_at * kGroupKeys, static_cast<uint32_t>(bytes), barrier);
@@ -79,7 +76,7 @@ __device__ inline void CopyBulk(const std::byte* data, int64_t page_bytes, const
 
 // The ring of key and value tiles: K0 V0 K1 V1 ... All threads call the same functions in the same
 // order. A slot is filled again after a barrier that follows its last use.
-template <int kDim, bool kBulk>
+template <typename Tile>
 class TileRing final {
  public:
   __device__ TileRing(const PrefillParams& p, const PrefillPlan& plan, int kv_head, uint32_t shared)
@@ -105,31 +102,31 @@ class TileRing final {
   __device__ void Begin(int tiles) {
     fill_ = take_ = 0;
     Fill(0, tiles, false);
-    Fill(0, tiles, true);
+    if constexpr (kSlots > 2) Fill(0, tiles, true);
   }
   // The keys of a tile; valid until Keys of the next one.
   __device__ uint32_t Keys(int index, int tiles) {
-    AsyncCopyWait<kBulk || kSlots == 4 ? 0 : 1>();  // of Q, the first time
+    AsyncCopyWait<kSlots == 3 ? 1 : 0>();  // of Q, the first time
     __syncthreads();
-    if constexpr (kSlots == 4) {
-      Fill(index + 1, tiles, false);
-      Fill(index + 1, tiles, true);
+    if constexpr (kSlots == 2) {
+      Fill(index, tiles, true);
     } else {
       Fill(index + 1, tiles, false);
     }
+    if constexpr (kSlots == 4) Fill(index + 1, tiles, true);
     return Take();
   }
   __device__ uint32_t Values(int index, int tiles) {
     if constexpr (kSlots != 4) {
-      if constexpr (!kBulk) AsyncCopyWait<1>();
+      AsyncCopyWait<kSlots == 3 ? 1 : 0>();
       __syncthreads();
-      Fill(index + 1, tiles, true);
+      Fill(index + 1, tiles, kSlots == 3);
     }
     return Take();
   }
 
  private:
-  using Tile = Tiling<kDim, kBulk>;
+  static constexpr bool kBulk = Tile::kBulk;
   static constexpr int kSlots = Tile::kSlots;
 
   __device__ void Fill(int index, int tiles, bool values) {
@@ -138,13 +135,13 @@ class TileRing final {
       const uint32_t slot = slots_ + static_cast<uint32_t>(fill_ * Tile::kSlotBytes);
       if constexpr (kBulk) {
         if (threadIdx.x == 0) {
-          CopyBulk<kDim>(from, page_bytes_, plan_, index, slot,
+          CopyBulk<Tile>(from, page_bytes_, plan_, index, slot,
                          barriers_ + static_cast<uint32_t>(fill_) * 8);
         }
       } else if (plan_.single()) {
-        CopyPage<kDim>(from, page_bytes_, plan_.Page(index), slot);
+        CopyPage<Tile>(from, page_bytes_, plan_.Page(index), slot);
       } else {
-        CopyPages<kDim>(from, page_bytes_, plan_.Pages(index), slot);
+        CopyPages<Tile>(from, page_bytes_, plan_.Pages(index), slot);
       }
     }
     if constexpr (!kBulk) AsyncCopyCommit();
