@@ -242,6 +242,7 @@ void Engine::Loop::LandRun(const Flight::Run& run, std::span<const SampleResult>
   cache_->Advance(sequence.kv, sequence.tokens, end, sequence.shared_tokens_max);
   int64_t position = end - static_cast<int64_t>(run.rows);
   for (const SampleResult& result : results.subspan(run.first_row, run.rows)) {
+    if (result.rereads > 0) ++stats_.sample_rereads;
     if (position + 1 < sequence.prompt_tokens) {
       if (!GatherPromptLogprobs(sequence, position, result)) return;
     } else {

@@ -53,6 +53,7 @@ struct EngineStats final {
   std::atomic<int64_t> batch_sequences_max{0};  // largest step so far
   // Launched; `steps` counts those that ended. eager_decode: of the eager ones, see StepKind.
   std::atomic<uint64_t> graph_steps{0}, eager_steps{0}, eager_decode_steps{0};
+  std::atomic<uint64_t> sample_rereads{0};  // see SampleResult
   // gap: per step, how long the device had nothing to do although there was work (by host clocks,
   // never too small by more than it takes to see that a step is done).
   LatencyHistogram plan_seconds, step_seconds, gap_seconds;

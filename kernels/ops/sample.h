@@ -52,6 +52,9 @@ struct SampleResult final {
   int32_t token = 0;
   int32_t status = kOk;
   float logprob = 0.0f;  // of `token`, log softmax of the logits before any edit; floor -9999
+  // 1: on CUDA, the row's logits were read a second time, for a large top_k, a low min_p, or a
+  // top_p for which the likelier tokens that the first pass leaves did not do.
+  int32_t rereads = 0;
   int32_t top_count = 0;
   int32_t top_tokens[kLogprobsMax] = {};  // likeliest first; ties: the lower id
   float top_logprobs[kLogprobsMax] = {};

@@ -154,6 +154,7 @@ std::vector<MetricFamily> CollectEngine(const EngineReading& reading,
   add(MetricId::kGraphSteps, Value(stats.graph_steps), {});
   add(MetricId::kEagerSteps, Value(stats.eager_steps), {});
   add(MetricId::kEagerDecodeSteps, Value(stats.eager_decode_steps), {});
+  add(MetricId::kSampleRereads, Value(stats.sample_rereads), {});
   add(MetricId::kBatchMax, Value(stats.batch_sequences_max), {});
   add(MetricId::kSubmitted, Value(stats.submitted), {});
   add(MetricId::kRejected, Value(stats.rejected), {});

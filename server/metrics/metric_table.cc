@@ -58,6 +58,10 @@ constexpr std::array kTable = {
     MetricRow{I::kEagerDecodeSteps, kC, "lacuna_eager_decode_steps_total", "",
               "Of those, steps of nothing but decode rows on a device that records graphs: audited "
               "rows, many sparse profiles at once, or the first step of its kind."},
+    MetricRow{
+        I::kSampleRereads, kC, "lacuna_sample_rereads_total", "",
+        "Rows of logits that sampling on a GPU read twice: for a large top_k, a low min_p, or a "
+        "top_p whose likelier tokens, left by the first pass, did not do."},
     MetricRow{I::kPlanSeconds, kH, "lacuna_plan_seconds", "", "Time to plan one step."},
     MetricRow{I::kStepSeconds, kH, "lacuna_step_seconds", "", "Time of one whole step."},
     MetricRow{

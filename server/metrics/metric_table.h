@@ -39,6 +39,7 @@ enum class MetricId {
   kGraphSteps,
   kEagerSteps,
   kEagerDecodeSteps,
+  kSampleRereads,
   kPlanSeconds,
   kStepSeconds,
   kGapSeconds,

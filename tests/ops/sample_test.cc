@@ -175,7 +175,10 @@ class SampleTest : public OpTest {
   }
 
   void Check(const TestTensor& logits, const std::vector<SampleCase>& cases) {
-    const Outcome outcome = Run(logits, cases);
+    Check(logits, cases, Run(logits, cases));
+  }
+  void Check(const TestTensor& logits, const std::vector<SampleCase>& cases,
+             const Outcome& outcome) {
     for (size_t i = 0; i < cases.size(); ++i) {
       SCOPED_TRACE("row " + std::to_string(i) + " of " + std::to_string(cases.size()) + ", vocab " +
                    std::to_string(logits.dim()));
@@ -348,7 +351,11 @@ TEST_P(SampleTest, TopPOfUnevenRows) {
       }
     }
   }
-  Check(logits, cases);
+  const Outcome outcome = Run(logits, cases);
+  Check(logits, cases, outcome);
+  const bool reads_twice = !place().on_host();
+  EXPECT_EQ(outcome.results[0].rereads, 0);
+  EXPECT_EQ(outcome.results[1].rereads, reads_twice ? 1 : 0);
 }
 
 // Fewer likely tokens, far in front of all others, than a top_k asks for; and some near the lowest

@@ -34,12 +34,12 @@ enum class Road { kDone, kAlone, kTeam };
 // can leave. Returns what is still to be done: all have arrived again for a team, or it is for the
 // first alone.
 __device__ Road ChooseLikely(const SampleParams& params, const Team<true>& team,
-                             const SampleRow& row) {
+                             const SampleRow& row, const RowPlan& plan) {
   bool& too_few = SharedSelect().likely_too_few;
   bool done = false;
   team.Wait();
   if (team.rank == 0) {
-    done = LikelyChoice(params, row).Run([&](bool enough) {
+    done = LikelyChoice(params, row, plan).Run([&](bool enough) {
       if (enough) return team.ArriveRelaxed();
       const auto to = static_cast<int>(threadIdx.x);
       if (to < team.size) *team.Remote(&too_few, to) = true;
@@ -64,8 +64,9 @@ __global__ void __launch_bounds__(kSampleThreads,
     ChooseKernel(const SampleParams params) {
   LetNextStart();
   const SampleRow row = LoadRow<true>(params.rows[blockIdx.y]);
+  const RowPlan plan(row, params);
   if (PlainChoice::Does(row, params)) {
-    if (blockIdx.x == 0) PlainChoice(params, row).Run();
+    if (blockIdx.x == 0) PlainChoice(params, row, plan).Run();
     return;
   }
   if constexpr (kCluster) {
@@ -73,20 +74,20 @@ __global__ void __launch_bounds__(kSampleThreads,
     if (threadIdx.x == 0) SharedSelect().likely_too_few = false;
     team.Arrive();
     Road road = Road::kTeam;
-    if (RowPlan(row, params).leaves) [[unlikely]] {
-      road = ChooseLikely(params, team, row);
+    if (plan.leaves) [[unlikely]] {
+      road = ChooseLikely(params, team, row, plan);
     }
     if (road == Road::kDone) return;
     if (IsWide(row) && road == Road::kTeam) {
-      RowSampler<true>(params, team, row).Run();
+      RowSampler<true>(params, team, row, plan).Run();
       return;
     }
     if (team.rank != 0) return;  // the first one waits, for all
-  } else if (RowPlan(row, params).leaves) [[unlikely]] {
-    if (LikelyChoice(params, row).Run([](bool /*enough*/) {})) return;
+  } else if (plan.leaves) [[unlikely]] {
+    if (LikelyChoice(params, row, plan).Run([](bool /*enough*/) {})) return;
     __syncthreads();
   }
-  RowSampler<false>(params, Team<false>(), row).Run();
+  RowSampler<false>(params, Team<false>(), row, plan).Run();
 }
 
 struct ClusterLaunch final {
@@ -188,8 +189,9 @@ Status Sample(const SampleArgs& args, const DeviceTraits& traits, const Workspac
   }
   const int64_t all = CeilDiv(vocab, kChunk);
   LACUNA_ASSIGN_OR_RETURN(const int64_t blocks, TeamBlocks(rows, all, traits));
+  const bool spread = blocks > 1 || rows <= traits.sm_count;  // over multiprocessors
   const int64_t shared_bytes =
-      SharedBytes(all, blocks > 1 ? kTeamsOnMultiprocessor : kAloneOnMultiprocessor, traits);
+      SharedBytes(all, spread ? kTeamsOnMultiprocessor : kAloneOnMultiprocessor, traits);
   const int64_t room = shared_bytes - SharedPlan::Of(all, 0).bytes;
   const auto* logits = args.logits.as<float>();
   auto* const changed = static_cast<float*>(workspace.data);

@@ -4,8 +4,8 @@
 #include <cstdint>
 
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/sample/sample_call.cuh"
 #include "kernels/cuda/sample/sample_candidates.cuh"
-#include "kernels/cuda/sample/sample_measure.cuh"
 
 namespace lacuna::kernels::cuda {
 

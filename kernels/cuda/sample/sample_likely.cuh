@@ -9,8 +9,8 @@
 #include <cstdint>
 
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/sample/sample_call.cuh"
 #include "kernels/cuda/sample/sample_candidates.cuh"
-#include "kernels/cuda/sample/sample_measure.cuh"
 #include "kernels/cuda/sample/sample_random.cuh"
 #include "kernels/cuda/sample/sample_select.cuh"
 #include "kernels/ops/sample.h"
@@ -43,12 +43,12 @@ __device__ inline Gathered* LikelyTokens() {
 
 class LikelyChoice final {
  public:
-  __device__ LikelyChoice(const SampleParams& params, const SampleRow& row)
+  __device__ LikelyChoice(const SampleParams& params, const SampleRow& row, const RowPlan& plan)
       : p_(params),
         index_(static_cast<int>(blockIdx.y)),
         top_p_(row.top_p),
         each_((params.all + kSampleWarps - 1) / kSampleWarps),
-        plan_(row, params) {
+        plan_(plan) {
     LikelyScratch& l = SharedLikely();
     if (WarpIndex() == kSampleWarps - 1) l.uniform = UniformBits(row.seed, row.index);
     l.bins[threadIdx.x] = 0;

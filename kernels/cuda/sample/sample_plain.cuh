@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "kernels/cuda/sample/sample_measure.cuh"
+#include "kernels/cuda/sample/sample_call.cuh"
 #include "kernels/cuda/sample/sample_order.cuh"
 #include "kernels/cuda/sample/sample_random.cuh"
 #include "kernels/ops/sample.h"
@@ -21,8 +21,8 @@ class PlainChoice final {
     return row.forced_token < 0 && row.logprobs < 0 && whole && params.all <= kSampleThreads;
   }
 
-  __device__ PlainChoice(const SampleParams& params, const SampleRow& row)
-      : p_(params), index_(static_cast<int>(blockIdx.y)), plan_(row, params) {
+  __device__ PlainChoice(const SampleParams& params, const SampleRow& row, const RowPlan& plan)
+      : p_(params), index_(static_cast<int>(blockIdx.y)), plan_(plan) {
     // A warp for itself, beside the others' way.
     if (plan_.draws && WarpIndex() == kSampleWarps - 1) {
       Shared().uniform = UniformBits(row.seed, row.index);

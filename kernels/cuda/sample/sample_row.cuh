@@ -10,8 +10,8 @@
 
 #include "kernels/core/checked_math.h"
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/sample/sample_call.cuh"
 #include "kernels/cuda/sample/sample_few.cuh"
-#include "kernels/cuda/sample/sample_measure.cuh"
 #include "kernels/cuda/sample/sample_random.cuh"
 #include "kernels/cuda/sample/sample_select.cuh"
 #include "kernels/ops/sample.h"
@@ -55,25 +55,25 @@ template <bool kCluster>
 class RowSampler final {
  public:
   __device__ RowSampler(const SampleParams& params, const Team<kCluster>& team,
-                        const SampleRow& row)
+                        const SampleRow& row, const RowPlan& plan)
       : p_(params),
         team_(team),
         exchange_(team),
         index_(static_cast<int>(blockIdx.y)),
         row_(row),
-        plan_(row, params),
+        plan_(plan),
         uniform_(UniformBits(row.seed, row.index)),
         floor_(row.min_p > 0.0f
                    ? max(kLowest, static_cast<float>(log(static_cast<double>(row.min_p))))
                    : kLowest) {
-    const SharedPlan plan = SharedPlan::Of(p_.all, p_.gathered_max);
+    const SharedPlan places = SharedPlan::Of(p_.all, p_.gathered_max);
     part_.row = p_.logits + index_ * p_.logits_stride;
     part_.tail = p_.tails + index_ * kChunk;
-    part_.greatest_at = static_cast<int>(plan.greatest);
-    part_.mass_at = static_cast<int>(plan.mass);
-    part_.place_at = static_cast<int>(plan.place);
-    part_.visit_at = static_cast<int>(plan.visit);
-    part_.gathered_at = static_cast<int>(plan.gathered);
+    part_.greatest_at = static_cast<int>(places.greatest);
+    part_.mass_at = static_cast<int>(places.mass);
+    part_.place_at = static_cast<int>(places.place);
+    part_.visit_at = static_cast<int>(places.visit);
+    part_.gathered_at = static_cast<int>(places.gathered);
     part_.gathered_max = p_.gathered_max;
     part_.begin = min(team.size > 1 ? team.rank * p_.chunks : 0, p_.all);
     part_.end = team.size > 1 ? min(part_.begin + p_.chunks, p_.all) : p_.all;
@@ -381,6 +381,7 @@ class RowSampler final {
     result.token = token;
     result.status = SampleResult::kOk;
     result.top_count = top_;
+    result.rereads = IsWide(row_) ? 1 : 0;
     result.logprob = 0.0f;
     if (plan_.ranked) {
       const bool inside = token < p_.vocab;
