@@ -80,6 +80,4 @@ inline std::vector<Case> Cases() {
   return cases;
 }
 
-// Every `stride`-th case, for slow tools.
-
 }  // namespace lacuna::bench

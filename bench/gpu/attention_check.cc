@@ -505,7 +505,8 @@ bool CheckFunction(const World& world, const Case& c,
   return ok;
 }
 
-int Main(int stride) {
+// head_dim 0: all.
+int Main(int stride, int head_dim) {
   const auto traits = TraitsOfDevice();
   const PrefillFunction simple = [](const AttendPrefillArgs& args) {
     return kernels::cuda::AttendPrefillSimple(args, nullptr);
@@ -518,7 +519,7 @@ int Main(int stride) {
   };
   // With the shared memory of a GeForce.
   auto geforce = older;
-  geforce.shared_bytes_max = 99 << 10;
+  geforce.shared_bytes_max = kGeForceSharedBytes;
   const PrefillFunction tight = [&](const AttendPrefillArgs& args) {
     return kernels::cuda::AttendPrefillSm80(args, geforce, nullptr);
   };
@@ -529,6 +530,7 @@ int Main(int stride) {
   const std::vector<Case> cases = Cases();
   for (size_t i = 0; i < cases.size(); i += static_cast<size_t>(stride)) {
     const Case& c = cases[i];
+    if (head_dim > 0 && c.head_dim != head_dim) continue;
     const World world(c);
     const auto references = world.References();
     failures += CheckFunction(world, c, references, "simple", simple) ? 0 : 1;
@@ -546,5 +548,7 @@ int Main(int stride) {
 }  // namespace
 }  // namespace lacuna::bench
 
-// usage: attention_check [stride through the cases]
-int main(int argc, char** argv) { return lacuna::bench::Main(argc > 1 ? std::atoi(argv[1]) : 1); }
+// usage: attention_check [stride through the cases [head_dim]]
+int main(int argc, char** argv) {
+  return lacuna::bench::Main(argc > 1 ? std::atoi(argv[1]) : 1, argc > 2 ? std::atoi(argv[2]) : 0);
+}

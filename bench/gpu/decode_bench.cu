@@ -35,7 +35,8 @@ struct Case final {
   int head_dim = 128;
   int page_tokens = 64;
   bool lists_per_head = true;
-  int unit_tokens = 0;  // lists have masks: tokens are taken in units of so many; 0: in pages
+  int unit_tokens = 0;   // lists have masks: tokens are taken in units of so many; 0: in pages
+  bool geforce = false;  // in its shared memory
 };
 
 __global__ void FillRandom(uint16_t* data, int64_t count) {
@@ -102,6 +103,7 @@ class Runner final {
         positions_(std::vector<int32_t>(static_cast<size_t>(rows_), test.context - 1)),
         workspace_(static_cast<size_t>(
             kernels::cuda::DecodeWorkspaceBytes(traits_, rows_, test.q_heads, test.head_dim))) {
+    if (test.geforce) traits_.shared_bytes_max = kGeForceSharedBytes;
     FillRandom<<<64, 256>>>(q_.data(), static_cast<int64_t>(q_.size()));
     Check(cudaMemset(workspace_.data(), 0, workspace_.size()), "cudaMemset");
     pool_ = {pool, DType::kBF16, 0, test.kv_heads, test.head_dim, test.page_tokens};
@@ -180,7 +182,7 @@ class Runner final {
   }
 
   const Case test_;
-  const kernels::cuda::DeviceTraits traits_;
+  kernels::cuda::DeviceTraits traits_;
   const int64_t rows_;
   DeviceVector<uint16_t> q_, out_;
   DeviceVector<int32_t> positions_;
@@ -233,6 +235,11 @@ std::vector<Case> Cases() {
   cases.push_back({.name = "B=8 4096 dim 96", .tokens = Rows(8, 4096), .head_dim = 96});
   cases.push_back(
       {.name = "B=8 4096 dim 256 16/8", .tokens = Rows(8, 4096), .q_heads = 16, .head_dim = 256});
+  cases.push_back({.name = "B=8 4096 dim 256 16/8, 99 KB",
+                   .tokens = Rows(8, 4096),
+                   .q_heads = 16,
+                   .head_dim = 256,
+                   .geforce = true});
   // Budgets in units, scattered over pages of 64.
   for (int rows : {1, 8}) {
     for (int unit_tokens : {64, 16, 1}) {

@@ -249,7 +249,7 @@ std::vector<double> World::Reference() const {
 
 DeviceTraits TraitsFor(const Case& test) {
   DeviceTraits traits = TraitsOfDevice();
-  if (test.geforce) traits.shared_bytes_max = 99 << 10;
+  if (test.geforce) traits.shared_bytes_max = kGeForceSharedBytes;
   return traits;
 }
 

@@ -62,6 +62,9 @@ class DeviceVector final {
   size_t count_ = 0;
 };
 
+// Of a block, on devices of sm_86, sm_89 and sm_120.
+inline constexpr int64_t kGeForceSharedBytes = 99 << 10;
+
 inline kernels::cuda::DeviceTraits TraitsOfDevice() {
   cudaDeviceProp properties{};
   Check(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");

@@ -122,17 +122,17 @@ void Bench(const Shape& shape, int repetitions, const kernels::cuda::DeviceTrait
   cudaStream_t stream;
   Check(cudaStreamCreate(&stream), "cudaStreamCreate");
   const double flop = 4.0 * shape.head_dim * (sparse ? lists.pairs : DensePairs(shape));
-  constexpr int64_t kGeForceBytes = 99 << 10;
   struct Way final {
     const char* name;
     int major;
     int64_t shared_bytes;
   };
-  const Way ways[] = {
-      {"sm80", 8, 163 << 10}, {"geforce", 8, kGeForceBytes}, {"bulk", 9, traits.shared_bytes_max}};
+  const Way ways[] = {{"sm80", 8, 163 << 10},
+                      {"geforce", 8, kGeForceSharedBytes},
+                      {"bulk", 9, traits.shared_bytes_max}};
   for (const Way& way : ways) {
     if (way.major > traits.major) continue;
-    if (way.shared_bytes == kGeForceBytes && shape.head_dim <= 128) continue;  // as sm80
+    if (way.shared_bytes == kGeForceSharedBytes && shape.head_dim <= 128) continue;  // as sm80
     auto generation = traits;
     generation.major = way.major;
     generation.shared_bytes_max = way.shared_bytes;
