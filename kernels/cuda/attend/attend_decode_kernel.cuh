@@ -66,8 +66,7 @@ class Consumer final {
         merger.Finish(header.segment, reinterpret_cast<float*>(stage));
         FenceBeforeCopies();
       }
-      __syncwarp();
-      if (lane_ == 0) ArriveAt(barriers.empty);
+      ArriveAt(barriers.empty);  // each lane, for what it has read itself
     }
   }
 
@@ -297,7 +296,7 @@ __global__ void __launch_bounds__(32 * kWarps, DecodeBlocksPerSm(kHeadDim, kWarp
     for (int i = 0; i < p.ring_stages; ++i) {
       BarrierInit(SharedAddress(&shared.barriers[i].k_full), FullArrivals(p));
       BarrierInit(SharedAddress(&shared.barriers[i].v_full), FullArrivals(p));
-      BarrierInit(SharedAddress(&shared.barriers[i].empty), kWarps - 1);
+      BarrierInit(SharedAddress(&shared.barriers[i].empty), 32 * (kWarps - 1));
     }
 #if LACUNA_DECODE_BULK_COPIES
     FenceBarrierInit();
