@@ -32,4 +32,23 @@ __host__ __device__ inline int KvElement(int row, int column, int page_tokens, i
   return stripe * kStripeColumns * page_tokens + row * width + (chunk << 3) + (in_stripe & 7);
 }
 
+// Bytes, within the K or the V of a slab, of rows at one column, a multiple of 8.
+template <int kHeadDim, int kPageTokens>
+struct KvColumn final {
+  static constexpr uint32_t kRest = kHeadDim % kStripeColumns;
+  uint32_t stripe;  // its first byte
+  uint32_t chunk;   // of 16 bytes, in a row of it
+  bool rest;        // of the stripe that is narrower
+
+  __host__ __device__ explicit KvColumn(int column)
+      : stripe(static_cast<uint32_t>(column / kStripeColumns * kStripeColumns * kPageTokens * 2)),
+        chunk(static_cast<uint32_t>(column % kStripeColumns / 8)),
+        rest(kRest > 0 && column / kStripeColumns == kHeadDim / kStripeColumns) {}
+  __host__ __device__ uint32_t At(uint32_t row) const {
+    if (kRest == 32 && rest) return stripe + row * 64 + ((chunk ^ (row >> 1 & 3)) << 4);
+    if (kRest == 16 && rest) return stripe + row * 32 + ((chunk ^ (row >> 2 & 1)) << 4);
+    return stripe + row * 128 + ((chunk ^ (row & 7)) << 4);
+  }
+};
+
 }  // namespace lacuna::kernels::cuda

@@ -127,6 +127,7 @@ class Producer final {
   struct PageTokens final {
     uint32_t words[2] = {0, 0};  // bit i of both together: token i
     bool whole = true;           // of every group of 16: all or many of the tokens that it may see
+    bool alone = true;           // of every group few
   };
   __device__ PageTokens TokensOf(uint64_t mask, int position, int key) const {
     PageTokens tokens;
@@ -134,10 +135,24 @@ class Producer final {
     for (int group = 0; group < 4; ++group) {
       const uint32_t visible = VisibleTokens(shape_, position, key + group * kGroupTokens);
       const uint32_t read = visible & static_cast<uint32_t>(mask >> (group * kGroupTokens));
+      const bool many = __popc(read) > kTokensAloneMax;
       tokens.words[group / 2] |= read << (group % 2 * kGroupTokens);
-      tokens.whole = tokens.whole && (read == visible || __popc(read) > kTokensAloneMax);
+      tokens.whole = tokens.whole && (read == visible || many);
+      tokens.alone = tokens.alone && !many;
     }
+    tokens.alone = tokens.alone && !tokens.whole;
     return tokens;
+  }
+  // An entry of the list; page -1 behind its end.
+  struct Entry final {
+    int page = -1;
+    int logical = 0;
+    uint64_t mask = 0;
+  };
+  __device__ Entry EntryAt(const Segment& segment, int at) const {
+    if (at >= segment.end) return {};
+    const int64_t i = segment.list_begin + at;
+    return {p_.pages[i], p_.logical[i], p_.masks[i]};
   }
 
   // Pages of 64 tokens with masks.
@@ -146,17 +161,17 @@ class Producer final {
     groups.kind = PieceKind::kGroups;
     int tokens = 0;  // pending, fewer than a stage
     bool last = false;
+    Entry next = EntryAt(segment, segment.begin + lane_);
 #pragma unroll 1
     for (int base = segment.begin; base < segment.end; base += 32) {
-      const int mine = base + lane_;
-      int page = 0;
+      const Entry entry = next;
+      next = EntryAt(segment, base + 32 + lane_);
+      const int page = entry.page;
       PageTokens of_page;
-      if (mine < segment.end) {
-        page = p_.pages[segment.list_begin + mine];
-        of_page = TokensOf(p_.masks[segment.list_begin + mine], segment.position,
-                           p_.logical[segment.list_begin + mine] * kStageTokens);
-      }
-      unsigned left = __ballot_sync(~0u, (of_page.words[0] | of_page.words[1]) != 0);
+      if (page >= 0) of_page = TokensOf(entry.mask, segment.position, entry.logical * kStageTokens);
+      const bool alone = page >= 0 && of_page.alone;
+      AddTokensOfPages(segment, page, alone ? of_page : PageTokens(), &tokens);
+      unsigned left = __ballot_sync(~0u, !alone && (of_page.words[0] | of_page.words[1]) != 0);
       const unsigned whole = __ballot_sync(~0u, of_page.whole);
       while (left != 0) {
         const int from = __ffs(static_cast<int>(left)) - 1;
@@ -200,6 +215,33 @@ class Producer final {
       Push(segment, false, *groups);
       groups->count = 0;
       groups->visible = 0;
+    }
+  }
+
+  // The tokens of each lane's page; sends stages of them when they are full.
+  __device__ void AddTokensOfPages(const Segment& segment, int page, const PageTokens& of_page,
+                                   int* tokens) {
+    uint64_t left = static_cast<uint64_t>(of_page.words[1]) << 32 | of_page.words[0];
+    if (__ballot_sync(~0u, left != 0) == 0) return;
+    const int mine = __popcll(left);
+    int through = mine;
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+      const int before = __shfl_up_sync(~0u, through, step);
+      if (lane_ >= step) through += before;
+    }
+    int at = *tokens + through - mine;
+    *tokens += __shfl_sync(~0u, through, 31);
+    while (true) {
+      for (; left != 0 && at < kStageTokens; ++at, left &= left - 1) {
+        pending_tokens_[at] = page * kStageTokens + __ffsll(static_cast<long long>(left)) - 1;
+      }
+      __syncwarp();
+      if (*tokens < kStageTokens) return;
+      PushTokens(segment, false, kStageTokens);
+      __syncwarp();  // they have been read
+      at -= kStageTokens;
+      *tokens -= kStageTokens;
     }
   }
 
@@ -289,7 +331,7 @@ class Producer final {
              half * bytes;
     };
     if (kGathers && pieces.kind == PieceKind::kTokens) {
-      CopyTokens(stage + static_cast<uint32_t>(half * bytes), pieces.count, slab);
+      if (half == 0) CopyTokens(stage, pieces.count, slab(0));
       return;
     }
     if (!kGathers || pieces.kind == PieceKind::kPages) {
@@ -315,19 +357,23 @@ class Producer final {
     }
   }
 
-  // One half of the pending tokens; 16 bytes of a row to a lane, which always has the same columns.
-  template <typename Slab>
-  __device__ void CopyTokens(uint32_t to, int count, Slab&& slab) const {
+  // The keys and values of the pending tokens, from the slabs whose first one is `slabs`; 16 bytes
+  // of a row to a lane, which always has the same columns.
+  __device__ void CopyTokens(uint32_t to, int count, const std::byte* slabs) const {
     constexpr int kChunks = kHeadDim / 8;  // of a row
     constexpr int kRows = 32 / kChunks;    // at a time
-    const int column = lane_ % kChunks * 8;
+    constexpr int kBytes = kStageTokens * kHeadDim * 2;
     if (lane_ >= kRows * kChunks) return;
+    const KvColumn<kHeadDim, kStageTokens> column(lane_ % kChunks * 8);
+    const auto page_bytes = static_cast<uint32_t>(p_.kv_heads * 2 * kBytes);
 #pragma unroll 4
     for (int row = lane_ / kChunks; row < count; row += kRows) {
-      const int source = pending_tokens_[row];
-      const int from = KvElement(source % kStageTokens, column, kStageTokens, kHeadDim);
-      AsyncCopy16(to + static_cast<uint32_t>(KvElement(row, column, kStageTokens, kHeadDim)) * 2,
-                  slab(source / kStageTokens) + int64_t{from} * 2);
+      const auto source = static_cast<uint32_t>(pending_tokens_[row]);
+      const std::byte* const from =
+          slabs + uint64_t{source / kStageTokens} * page_bytes + column.At(source % kStageTokens);
+      const uint32_t row_to = to + column.At(static_cast<uint32_t>(row));
+      AsyncCopy16(row_to, from);
+      AsyncCopy16(row_to + kBytes, from + kBytes);
     }
   }
 
