@@ -139,7 +139,7 @@ inline bool WholeGroups(uint64_t keys) {
 }
 
 // A probability of 0 does not keep a NaN or infinity of V out, so the values of runs of kRunKeys
-// that are listed in part are copied, with zeros for the keys that are not.
+// that are listed in part are copied, with zeros for the keys that are not, which are not read.
 template <class E, int kRunKeys>
 __attribute__((noinline)) void CleanValues(const AttentionTile& tile, KvBlock* block) {
   using Word = uint32_t __attribute__((may_alias));
@@ -158,8 +158,12 @@ __attribute__((noinline)) void CleanValues(const AttentionTile& tile, KvBlock* b
       for (int key = 0; key < kGroupKeys; key += E::kPack, to += tile.head_dim) {
         uint32_t keep = (bits >> key) & 1u ? kElement : 0;
         if (E::kPack == 2 && ((bits >> (key + 1)) & 1u) != 0) keep |= ~kElement;
-        for (int d = 0; d < tile.head_dim; ++d) to[d] = bits == 0 ? 0 : from[d] & keep;
-        if (bits != 0) from += tile.head_dim;
+        if (keep == 0) {
+          for (int d = 0; d < tile.head_dim; ++d) to[d] = 0;
+        } else {
+          const Word* row = from + int64_t{key / E::kPack} * tile.head_dim;
+          for (int d = 0; d < tile.head_dim; ++d) to[d] = row[d] & keep;
+        }
       }
     }
   }
@@ -174,9 +178,13 @@ void PrefetchKeys(const AttentionTile& tile, const KvBlock& block, int group) {
 
 template <class E>
 void PrefetchValues(const AttentionTile& tile, const KvBlock& block, int group) {
+  constexpr uint32_t kRow = (1u << E::kPack) - 1;
   const auto* v = static_cast<const typename E::Kv*>(block.v[group]);
-  const int64_t elements = int64_t{kGroupKeys} * tile.head_dim;
-  for (int64_t i = 0; i < elements; i += 64 / sizeof(*v)) Prefetch(v + i);
+  const int64_t elements = int64_t{E::kPack} * tile.head_dim;  // of a row of that many keys
+  for (uint32_t bits = GroupBits(block.keys, group); bits != 0; bits >>= E::kPack, v += elements) {
+    if ((bits & kRow) == 0) continue;
+    for (int64_t i = 0; i < elements; i += 64 / sizeof(*v)) Prefetch(v + i);
+  }
 }
 
 // What is rare happens in place before the softmax, so that its loop keeps to registers.
