@@ -100,7 +100,7 @@ void SelectCall::ScoreSurvivors(int64_t row, int64_t owner, Worker& worker) {
 // One choice by worker.weights, the tokens' probabilities; adds to worker.refined.
 double SelectCall::RefineBy(int64_t row, Worker& worker) {
   const SelectRow& what = RowOf(row);
-  const int64_t unit = args_.path.refine_unit_tokens, per_block = kBlockTokens / unit;
+  const int64_t unit = args_.path.refine_unit_tokens;
   double forced_mass = 0, mass = 0;
   bool any_forced = false;
   worker.entries.clear();
@@ -109,18 +109,21 @@ double SelectCall::RefineBy(int64_t row, Worker& worker) {
     const int64_t block = worker.blocks[b];
     const uint64_t forced = ForcedIn(row, block), survivors = SurvivorsIn(row, block, worker);
     any_forced |= forced != 0;
-    for (int64_t i = 0; i < per_block; ++i) {
-      if ((survivors & BlockMask(i * unit, (i + 1) * unit)) == 0) continue;
-      const float* weights = worker.weights.data() + static_cast<int64_t>(b) * kBlockTokens;
+    const float* weights = worker.weights.data() + static_cast<int64_t>(b) * kBlockTokens;
+    for (uint64_t left = survivors; left != 0;) {  // units that hold some, ascending
+      const int64_t first = std::countr_zero(left) / unit * unit;
+      const uint64_t tokens = BlockMask(first, first + unit);
+      left &= ~tokens;
       float sum = 0;
-      for (int64_t t = i * unit; t < (i + 1) * unit; ++t) sum += weights[t];
-      if ((forced >> i * unit & 1) != 0) {
+      for (int64_t t = first; t < first + unit; ++t) sum += weights[t];
+      if ((forced & tokens & (~tokens + 1)) != 0) {  // its first token
         forced_mass += sum;
         continue;
       }
       mass += sum;
       worker.entries.push_back(sum);
-      worker.candidates.push_back(static_cast<int32_t>(static_cast<int64_t>(b) * per_block + i));
+      worker.candidates.push_back(
+          static_cast<int32_t>(static_cast<int64_t>(b) * kBlockTokens + first));
     }
   }
   const auto most = static_cast<int64_t>(worker.entries.size());
@@ -138,9 +141,9 @@ double SelectCall::RefineBy(int64_t row, Worker& worker) {
   for (int64_t i = 0; i < most && cut != kCutNone; ++i) {
     const float score = worker.entries[static_cast<size_t>(i)];
     if (RankOf(score, i) < cut) continue;
-    const int32_t at = worker.candidates[static_cast<size_t>(i)];
-    const int32_t block = worker.blocks[static_cast<size_t>(at / per_block)];
-    const int64_t first = at % per_block * unit;
+    const int32_t at = worker.candidates[static_cast<size_t>(i)];  // its first token
+    const int32_t block = worker.blocks[static_cast<size_t>(at / kBlockTokens)];
+    const int64_t first = at % kBlockTokens;
     worker.refined[static_cast<size_t>(block)] |= BlockMask(first, first + unit);
     held += score;
   }
