@@ -52,8 +52,9 @@ struct SampleResult final {
   int32_t token = 0;
   int32_t status = kOk;
   float logprob = 0.0f;  // of `token`, log softmax of the logits before any edit; floor -9999
-  // 1: on CUDA, the row's logits were read a second time, for a large top_k, a low min_p, or a
-  // top_p for which the likelier tokens that the first pass leaves did not do.
+  // 1: on CUDA, the row's logits were read a second time: for a large top_k, a low min_p, or a
+  // top_p that the likelier tokens left by the first pass do not serve, as they are too few, or as
+  // log probabilities, edits or a mask are wanted too.
   int32_t rereads = 0;
   int32_t top_count = 0;
   int32_t top_tokens[kLogprobsMax] = {};  // likeliest first; ties: the lower id

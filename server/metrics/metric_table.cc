@@ -61,7 +61,7 @@ constexpr std::array kTable = {
     MetricRow{
         I::kSampleRereads, kC, "lacuna_sample_rereads_total", "",
         "Rows of logits that sampling on a GPU read twice: for a large top_k, a low min_p, or a "
-        "top_p whose likelier tokens, left by the first pass, did not do."},
+        "top_p with too few likely tokens at hand, or with logprobs, penalties, a bias or a mask."},
     MetricRow{I::kPlanSeconds, kH, "lacuna_plan_seconds", "", "Time to plan one step."},
     MetricRow{I::kStepSeconds, kH, "lacuna_step_seconds", "", "Time of one whole step."},
     MetricRow{

@@ -2,6 +2,7 @@
 // graphs are lists of what was recorded.
 #include <cuda_runtime_api.h>
 
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -19,13 +20,15 @@ constexpr int kMajor = 8;
 constexpr int kMinor = 0;
 constexpr int kMultiprocessors = 4;
 constexpr size_t kSharedBytesDefault = 48 << 10;
-static_assert((163 << 10) <= kSharedBytesMax);
 
 // Of a block. LACUNA_EMULATED_SHARED_KIB=99 makes it that of a GeForce.
 size_t SharedBytesOptIn() {
   static const size_t bytes = [] {
     const char* const kib = std::getenv("LACUNA_EMULATED_SHARED_KIB");
-    return static_cast<size_t>(kib == nullptr ? 163 : std::atoi(kib)) << 10;
+    const auto wanted = static_cast<size_t>(kib == nullptr ? 163 : std::atoi(kib)) << 10;
+    if (wanted >= kSharedBytesDefault && wanted <= kSharedBytesMax) return wanted;
+    std::fprintf(stderr, "LACUNA_EMULATED_SHARED_KIB: got %s, need 48 to 227\n", kib);
+    std::abort();
   }();
   return bytes;
 }

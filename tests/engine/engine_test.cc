@@ -300,6 +300,16 @@ TEST(EngineTest, ANanFailsItsOwnRequestOnly) {
   EXPECT_EQ(good_heard.tokens, healthy);
 }
 
+TEST(EngineTest, CountsTheRowsThatSamplingReadTwice) {
+  ManualClock clock;
+  TestEngine test = MakeTestEngine(SmallShape(), {}, clock);
+  RunOne(test, MakeRequest(Prompt(10), 4));
+  EXPECT_EQ(test.engine->stats().sample_rereads, 0u);
+  test.runner->rereads = 1;
+  RunOne(test, MakeRequest(Prompt(10), 5));
+  EXPECT_EQ(test.engine->stats().sample_rereads, 5u);
+}
+
 TEST(EngineTest, ADeviceErrorFailsAllAndClosesIntake) {
   ManualClock clock;
   TestEngine test = MakeTestEngine(SmallShape(), {.running_max = 1}, clock);

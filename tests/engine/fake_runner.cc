@@ -215,6 +215,7 @@ void FakeRunner::Sample(const Step& step) {
       const std::span edits(step.edits.data() + row.edits_begin,
                             static_cast<size_t>(row.edits_end - row.edits_begin));
       results.push_back(kernels::cpu::SampleOneRow(logits_, row, edits, nullptr, scratch_));
+      results.back().rereads = rereads;
     }
   }
   results_ = std::move(results);

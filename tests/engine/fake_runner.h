@@ -55,6 +55,7 @@ class FakeRunner final : public StepRunner {
   Status fail_launch;      // returned by the next Launch when it is not ok
   Status fail_next;        // returned by the next Wait when it is not ok
   TokenId nan_after = -1;  // the row of a sequence that ends in this token is NaN
+  int32_t rereads = 0;     // of each result
   int64_t runs = 0, tokens_run = 0, batch_max = 0, mixed_steps = 0, rows_max = 0;
   int64_t launched_ahead = 0,
           pending_tokens_run = 0;  // with a step under way; tokens from its rows

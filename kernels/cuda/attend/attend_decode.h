@@ -102,8 +102,8 @@ struct DecodeLaunch final {
 // Whether the tensor core kernel has an instance for it.
 bool DecodeHasKernel(DType dtype, int64_t head_dim, int64_t page_tokens);
 
-// AttendDecode where DecodeHasKernel. kInvalidArgument when the workspace is too small or q, out or
-// the pool are not aligned to 16 bytes.
+// AttendDecode where DecodeHasKernel. kInvalidArgument when the workspace or a block's shared
+// memory is too small, or q, out or the pool are not aligned to 16 bytes.
 Status AttendDecodePaged(const AttendDecodeArgs& args, const DeviceTraits& traits,
                          bool deterministic, const Workspace& workspace, cudaStream_t stream);
 
